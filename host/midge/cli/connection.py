@@ -1,0 +1,303 @@
+"""One MQTT connection of a command-line tool on paho-mqtt: opening it, driving it, and why it failed.
+Knows nothing of what is published or printed. One thread: `step` waits for the socket and calls back.
+"""
+
+import os
+import select
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+from paho.mqtt import MQTTException
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from midge.cli.options import Options, UsageError
+
+# Exit codes of mosquitto's tools (the MOSQ_ERR_* numbers of mosquitto.h).
+EXIT_ERROR = 1
+EXIT_CONNECTION_LOST = 7
+
+_RECONNECT_DELAY_S = 1.0  # mosquitto_sub's
+
+# paho tells refusals of every version by their 5.0 reason code. From it to the code of MQTT 3.1.1 table 3.1,
+# and mosquitto's words for that.
+_CONNACK_3 = {
+    132: (1, "unacceptable protocol version"),
+    133: (2, "identifier rejected"),
+    136: (3, "broker unavailable"),
+    134: (4, "bad user name or password"),
+    135: (5, "not authorised"),
+}
+
+_PACKET_TYPES = {
+    "connect": PacketTypes.CONNECT,
+    "publish": PacketTypes.PUBLISH,
+    "subscribe": PacketTypes.SUBSCRIBE,
+    "unsubscribe": PacketTypes.UNSUBSCRIBE,
+    "disconnect": PacketTypes.DISCONNECT,
+    "will": PacketTypes.WILLMESSAGE,
+}
+
+# paho's names of the integers among the property types, MQTT 5.0 §1.5.
+_INTEGER_MOST = {
+    "Byte": 0xFF,
+    "Two Byte Integer": 0xFFFF,
+    "Four Byte Integer": 0xFFFF_FFFF,
+    "Variable Byte Integer": 268_435_455,
+}
+
+
+class Failure(Exception):
+    """Ends the tool with this exit code and this text on stderr."""
+
+    def __init__(self, exit_code: int, text: str) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+class Connection:
+    """Set `on_ready` (called after each accepted CONNACK) before `open`; then call `step` until `closed`."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.connected = False
+        self.was_connected = False  # set by the first accepted CONNACK
+        self.closed = False  # set when the connection ended, cleared by `reconnect`
+        self.closing = False  # set by `close`: we wanted the end
+        self.on_ready: Callable[[], None] = lambda: None
+        self._failure: Failure | None = None  # set in callbacks, raised by `step`
+        self._connect_properties = _connect_properties(options)
+        self._disconnect_properties = make_properties(options, "disconnect")
+        self.client = _make_client(options)
+        self.client.on_connect = self._on_connect
+        self.client.on_disconnect = self._on_disconnect
+        if options.debug:
+            self.client.on_log = lambda client, userdata, level, text: self.debug(text)
+
+    def debug(self, text: str) -> None:
+        if self.options.debug:
+            print(f"Client {self.options.client_id or '(null)'} {text}", flush=True)
+
+    def complain(self, text: str) -> None:
+        if not self.options.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def open(self) -> None:
+        """Opens the socket and sends CONNECT; `Failure` says what to do if there is no broker."""
+        options = self.options
+        connect = partial(
+            self.client.connect,
+            options.host,
+            options.port,
+            options.keep_alive_s,
+            bind_address=options.bind_address,
+        )
+        try:
+            if options.protocol_level == 5:
+                connect(clean_start=options.clean_start, properties=self._connect_properties)
+            else:
+                connect()
+        except (OSError, ValueError) as error:
+            raise Failure(EXIT_ERROR, f"Error: {explain(error, options)}") from None
+
+    def step(self, timeout_s: float, extra_fd: int | None = None) -> bool:
+        """Waits at most `timeout_s` for the socket and handles what came. True if `extra_fd` is readable."""
+        client, sock = self.client, self.client.socket()
+        if sock is None:
+            self.closed = True
+            return False
+        if isinstance(sock, ssl.SSLSocket) and sock.pending():
+            timeout_s = 0.0  # decrypted bytes wait inside the TLS object, where select doesn't see them
+        reads = [sock] if extra_fd is None else [sock, extra_fd]
+        writes = [sock] if client.want_write() else []
+        readable, writable, _ = select.select(reads, writes, [], timeout_s)
+        if sock in readable or (isinstance(sock, ssl.SSLSocket) and sock.pending()):
+            self._check_refused(client.loop_read())
+        if sock in writable:
+            client.loop_write()
+        client.loop_misc()
+        if self._failure is not None:
+            raise self._failure
+        return extra_fd in readable
+
+    def close(self) -> None:
+        """Sends DISCONNECT after what is queued; `step` on until `closed`."""
+        if self.closing:
+            return
+        self.closing = True
+        self.client.disconnect(properties=self._disconnect_properties)
+
+    def finish(self, deadline_s: float = 5.0) -> None:
+        """`close`, and steps until it's done or the deadline is over."""
+        self.close()
+        end = time.monotonic() + deadline_s
+        while not self.closed and time.monotonic() < end:
+            self.step(0.1)
+
+    def reconnect(self) -> None:
+        """After a lost connection: tries until the broker is there again."""
+        while True:
+            time.sleep(_RECONNECT_DELAY_S)
+            try:
+                self.client.reconnect()
+            except (OSError, ValueError) as error:
+                self.debug(f"can't reconnect: {explain(error, self.options)}")
+                continue
+            self.closed = False
+            return
+
+    def _on_connect(
+        self,
+        _client: Client,
+        _userdata: object,
+        _flags: ConnectFlags,
+        reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        if reason.is_failure:
+            self._failure = refusal(reason, self.options.protocol_level)
+            return
+        self.connected = self.was_connected = True
+        self.on_ready()
+
+    def _on_disconnect(
+        self,
+        _client: Client,
+        _userdata: object,
+        flags: DisconnectFlags,
+        reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        if flags.is_disconnect_packet_from_server and reason.is_failure:
+            self.complain(f"Warning: the broker closed the connection: {reason}.")
+        self.connected = False
+        self.closed = True
+
+    def _check_refused(self, code: MQTTErrorCode) -> None:
+        # Unless it may reconnect by itself, paho swallows the CONNACK code 1 of MQTT 3.1.1 and reports this.
+        never_accepted = not self.connected and self._failure is None and not self.closing
+        if code == MQTTErrorCode.MQTT_ERR_PROTOCOL and never_accepted and self.options.protocol_level == 4:
+            self._failure = Failure(1, "Connection error: Connection Refused: unacceptable protocol version.")
+
+
+def refusal(reason: ReasonCode, protocol_level: int) -> Failure:
+    """mosquitto's exit code is the number in the CONNACK, its message the same words."""
+    if protocol_level < 5 and reason.value in _CONNACK_3:
+        code, text = _CONNACK_3[reason.value]
+        return Failure(code, f"Connection error: Connection Refused: {text}.")
+    return Failure(reason.value, f"Connection error: {reason}")
+
+
+def explain(error: OSError | ValueError, options: Options) -> str:
+    """An error of connecting, in words that say what to do."""
+    where = f"{options.host}:{options.port}"
+    if isinstance(error, ConnectionRefusedError):
+        return f"connection refused by {where}: is the broker running? start one with: midge broker"
+    if isinstance(error, socket.gaierror):
+        return f"no address found for host '{options.host}': check the name given with -h"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        why = error.verify_message
+        return f"the certificate of {where} isn't trusted ({why}): check --cafile and the host name"
+    if isinstance(error, ssl.SSLError):
+        return f"no TLS with {where} ({error.reason}): is this the broker's TLS port?"
+    if isinstance(error, TimeoutError):
+        return f"no answer from {where}: check the address, and that no firewall is between"
+    if isinstance(error, OSError) and error.strerror:
+        return f"can't connect to {where}: {error.strerror}"
+    return f"can't connect to {where}: {error}"
+
+
+def make_properties(options: Options, command: str) -> Properties | None:
+    """The -D properties for one packet type; None if there are none. Raises `UsageError`."""
+    chosen = [(identifier, values) for name, identifier, values in options.properties if name == command]
+    if not chosen:
+        return None
+    properties: Properties = Properties(_PACKET_TYPES[command])  # type: ignore[no-untyped-call]
+    for identifier, values in chosen:
+        name = "".join(word.capitalize() for word in identifier.split("-")).replace("Qos", "QoS")
+        try:
+            setattr(properties, name, _property_value(properties, name, values))
+        except (MQTTException, ValueError, KeyError) as error:
+            given = " ".join((command, identifier, *values))
+            raise UsageError(f"Invalid --property {given}: {error}") from None
+    return properties
+
+
+def _property_value(properties: Properties, name: str, values: tuple[str, ...]) -> object:
+    if name == "TopicAliasMaximum":
+        raise UsageError("topic-alias-maximum isn't there: midge sub doesn't resolve aliases.")
+    spaced = {spaced.replace(" ", ""): spaced for spaced in properties.names}
+    if name not in spaced:
+        raise UsageError("Invalid property name given in --property argument.")
+    kind = properties.types[properties.properties[properties.names[spaced[name]]][0]]
+    if kind == "UTF-8 String Pair":
+        return values
+    if kind == "UTF-8 Encoded String":
+        return values[0]
+    if kind == "Binary Data":
+        return os.fsencode(values[0])
+    number = int(values[0])
+    most = _INTEGER_MOST[kind]
+    if not 0 <= number <= most:
+        raise ValueError(f"not within 0 and {most}")
+    return number
+
+
+def _connect_properties(options: Options) -> Properties | None:
+    if options.protocol_level != 5:
+        return None
+    properties = make_properties(options, "connect")
+    expiry_s = options.session_expiry_s
+    if expiry_s is None and not options.clean_start:
+        expiry_s = 0xFFFF_FFFF  # -c without -x: for ever, as with mosquitto's tools
+    if expiry_s is None or hasattr(properties, "SessionExpiryInterval"):
+        return properties
+    properties = properties or Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties.SessionExpiryInterval = expiry_s
+    return properties
+
+
+def _make_client(options: Options) -> Client:
+    if options.id_prefix:
+        options.client_id = f"{options.id_prefix}{os.getpid()}"
+    elif not options.client_id and options.protocol_level < 5:
+        # Brokers may refuse an empty identifier in 3.1.1, and 3.1 has none [MQTT-3.1.3-6].
+        options.client_id = f"midge-{os.urandom(8).hex()}"
+    is_5 = options.protocol_level == 5
+    client = Client(
+        CallbackAPIVersion.VERSION2,
+        client_id=options.client_id,
+        clean_session=None if is_5 else options.clean_start,
+        protocol=MQTTProtocolVersion(options.protocol_level),
+        reconnect_on_failure=False,
+        manual_ack=True,
+    )
+    if options.username is not None:
+        client.username_pw_set(options.username, options.password)
+    if options.will_topic is not None:
+        client.will_set(
+            options.will_topic,
+            options.will_payload or b"",
+            options.will_qos or 0,
+            options.will_retain,
+            make_properties(options, "will"),
+        )
+    if options.cafile is not None:
+        _turn_tls_on(client, options)
+    return client
+
+
+def _turn_tls_on(client: Client, options: Options) -> None:
+    try:
+        client.tls_set(options.cafile, options.certfile, options.keyfile)
+    except (OSError, ValueError) as error:
+        files = ", ".join(name for name in (options.cafile, options.certfile, options.keyfile) if name)
+        raise UsageError(f"Problem setting TLS options from {files}: {error}") from None
+    client.tls_insecure_set(options.insecure)
