@@ -1,0 +1,40 @@
+"""The tests of this directory talk through `paho(...)`, a client that can be waited for.
+
+Knows nothing of which broker answers.
+"""
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from paho_peer import TIMEOUT_S, Paho
+
+
+@pytest.fixture
+def paho():
+    """Makes clients (`paho(broker, "name", clean=False)`), and takes them away after the test."""
+    made: list[Paho] = []
+
+    def connect(broker, *args: object, **options: object) -> Paho:
+        made.append(Paho(broker.port, *args, **options))
+        return made[-1]
+
+    yield connect
+    for peer in made:
+        peer.client.disconnect()
+        peer.client.loop_stop()
+
+
+@pytest.fixture
+def eventually():
+    """Waits for a condition that only the broker can bring about, and that no packet announces."""
+
+    def wait(condition: Callable[[], object], timeout_s: float = TIMEOUT_S) -> object:
+        deadline = time.monotonic() + timeout_s
+        while not (result := condition()):
+            assert time.monotonic() < deadline, "it did not happen in time"
+            time.sleep(0.02)
+        return result
+
+    return wait
