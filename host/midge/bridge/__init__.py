@@ -1,0 +1,7 @@
+"""Links to other brokers: the boards', other people's.
+Knows MQTT as a client of both sides; stores nothing itself.
+"""
+
+from midge.bridge.link import Bridge
+
+__all__ = ["Bridge"]

@@ -1,0 +1,22 @@
+"""What the core asks before it lets a client in, publish or subscribe; `midge.access` answers.
+Knows no password file and no rule.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from midge.protocol.packets import Connect
+from midge.protocol.reasons import ReasonCode
+
+
+class Access(Protocol):
+    """Answers at once, from memory: these calls are made on the path of every message."""
+
+    def connect(self, connect: Connect, address: str) -> ReasonCode:
+        """SUCCESS, or the reason for CONNACK."""
+        ...
+
+    def may_publish(self, client_id: str, username: str | None, topic: str) -> bool: ...
+
+    def may_subscribe(self, client_id: str, username: str | None, topic_filter: str) -> bool: ...

@@ -1,0 +1,417 @@
+"""The broker's decisions: who is connected, which session is whose, where a message goes, what must last.
+Sans-IO: knows no socket, clock, thread or database.
+
+One turn, for whoever owns the I/O:
+
+1. `connection.receive_data(chunk, now)` for each chunk that arrived, `run_timers(now)` when one is due;
+2. `end_turn()`, and for each connection that it names write `connection.data_to_send()`, once;
+3. `take_batch()` if none is being written; when it is kept: `committed(batch.number)`, and write again
+   what rested on it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+
+from midge.core.access import Access
+from midge.core.changes import Batch, Changes, Snapshot
+from midge.core.connection import Connection, Owner
+from midge.core.limits import Counters, Limits
+from midge.core.message import Message
+from midge.core.retained import Retained
+from midge.core.routing import Routing, Subscription
+from midge.core.session import NEVER_EXPIRES, Session
+from midge.core.timers import Timers
+from midge.protocol import packets as p
+from midge.protocol.reasons import ReasonCode
+
+# Topic names under $SYS are the broker's own to publish (MQTT 5.0 §4.7.2: clients SHOULD NOT).
+_OWN_TOPICS = "$SYS/"
+
+
+class Broker:
+    """All state of one broker. `changes` is None when nothing is to last (a store in memory)."""
+
+    def __init__(self, limits: Limits, access: Access | None = None, is_durable: bool = False) -> None:
+        self.limits = limits
+        self.access = access
+        self.counters = Counters()
+        self.timers = Timers()
+        self.sessions: dict[str, Session] = {}  # by client identifier
+        self.connections: set[Connection] = set()  # all that are open, also before CONNECT
+        self.routing = Routing()
+        self.retained = Retained()
+        self.changes: Changes | None = Changes() if is_durable else None
+        self.committed_batch = 0  # number of the last batch that is kept
+        self.ready: list[Connection] = []  # connections with output or to be closed, since the last turn
+        self._next_session_key = 1
+
+    # -- turns --
+
+    def open(self, address: str, owner: Owner, now: float) -> Connection:
+        """A new connection from *address* (for the log); *owner* does its I/O."""
+        connection = Connection(self, address, owner, now)
+        self.connections.add(connection)
+        connection.timer = self.timers.at(
+            now + self.limits.connect_timeout,
+            lambda _: connection.abort(f"no CONNECT within {self.limits.connect_timeout} s"),
+        )
+        return connection
+
+    def output_ready(self, connection: Connection) -> None:
+        """*connection* has output, or is to be closed, at the end of this turn."""
+        self.ready.append(connection)
+
+    def end_turn(self) -> list[Connection]:
+        """The connections that have something to send or to end. Output that rests on changes of this
+        turn is held back until `committed`."""
+        ready, self.ready = self.ready, []
+        if self.changes is not None:
+            # What rests on a commit when nothing new is to be written rests on the last batch taken.
+            number = self.changes.batch.number if self.changes.batch else self.changes.batch.number - 1
+            for connection in ready:
+                connection.end_turn(number)
+        return ready
+
+    def take_batch(self) -> Batch | None:
+        """What is to be written to the store next, if there is anything. One at a time: while one is
+        being written, the turns that end share the next."""
+        return None if self.changes is None else self.changes.take()
+
+    def committed(self, number: int) -> None:
+        """Batch *number*, and with it all before it, is kept."""
+        self.committed_batch = number
+
+    def next_deadline(self) -> float | None:
+        """When `run_timers` is due, s since the epoch."""
+        return self.timers.next_deadline()
+
+    def run_timers(self, now: float) -> None:
+        self.timers.run(now)
+
+    # -- connections and sessions --
+
+    def connect(self, connection: Connection, packet: p.Connect, now: float) -> None:
+        """CONNECT (MQTT 5.0 §3.1.4): the connection gets its session, or is refused."""
+        version = connection.version = 5 if packet.level == 5 else 4
+        limits = self.limits
+        client_id = packet.client_id
+        if not client_id:
+            if version != 5 and not packet.clean_start:
+                connection.refuse(
+                    ReasonCode.CLIENT_IDENTIFIER_NOT_VALID,
+                    "no client identifier, but a session to keep [MQTT-3.1.3-8]",
+                )
+                return
+            client_id = "midge-" + secrets.token_hex(8)  # [MQTT-3.1.3-6]
+        if len(self.connections) > limits.max_connections:
+            connection.refuse(
+                ReasonCode.SERVER_BUSY, f"max_connections ({limits.max_connections}) is reached"
+            )
+            return
+        if self.access is not None and not connection.is_trusted:
+            reason = self.access.connect(packet, connection.address)
+            if reason != ReasonCode.SUCCESS:
+                connection.refuse(reason, f"not let in: {reason.name.lower()}")
+                return
+        session = self._take_session(connection, client_id, packet.clean_start, now)
+        is_present = session is not None
+        if session is None:
+            session = self._new_session(client_id)
+        properties = packet.properties or {}
+        self._greet(connection, session, packet, is_present)
+        connection.session = session
+        session.connection = connection
+        session.ended_at = None
+        asked_s = properties.get("session_expiry_interval", 0)
+        if version != 5:
+            asked_s = 0 if packet.clean_start else NEVER_EXPIRES
+        self.set_expiry(session, asked_s)
+        if session.changes is not None or is_present:
+            connection.rest_on_commit()
+        connection.watch_keep_alive(now)
+        self.counters.connections += 1
+        if is_present:
+            session.resume(now)
+
+    def _greet(self, connection: Connection, session: Session, packet: p.Connect, is_present: bool) -> None:
+        """Take over what CONNECT says of the connection, and answer with CONNACK."""
+        limits = self.limits
+        connection.username = packet.username
+        connection.is_bridge = packet.is_bridge
+        connection.will = packet.will
+        connection.keep_alive_s = packet.keep_alive_s
+        answer: p.Properties = {}
+        if connection.version == 5:
+            asked = packet.properties or {}
+            # [MQTT-3.3.4-9]; a client that names none gets our window, as a 3.1.1 client does.
+            connection.window = min(
+                asked.get("receive_maximum", limits.max_inflight_messages), limits.max_inflight_messages
+            )
+            connection.max_packet_size = asked.get("maximum_packet_size", connection.max_packet_size)
+            if not packet.client_id:
+                answer["assigned_client_identifier"] = session.client_id
+            if packet.keep_alive_s == 0 or packet.keep_alive_s > limits.max_keep_alive:
+                if limits.max_keep_alive < 65_535:
+                    answer["server_keep_alive"] = connection.keep_alive_s = limits.max_keep_alive
+            if asked.get("session_expiry_interval", 0) > limits.max_session_expiry:
+                answer["session_expiry_interval"] = limits.max_session_expiry
+            answer["receive_maximum"] = limits.receive_maximum
+            answer["maximum_packet_size"] = limits.max_packet_size
+            answer["topic_alias_maximum"] = limits.topic_alias_maximum
+            answer["shared_subscription_available"] = 0
+        if "maximum_packet_size" not in (packet.properties or {}):
+            connection.plain_version = connection.version
+        connection.send(p.Connack(is_present, 0, answer))
+
+    def _take_session(
+        self, connection: Connection, client_id: str, clean_start: bool, now: float
+    ) -> Session | None:
+        """The session of *client_id* that goes on, if there is one; whoever has it now is closed."""
+        session = self.sessions.get(client_id)
+        if session is None:
+            return None
+        if session.connection is not None:
+            # [MQTT-3.1.4-3]: the client identifier is taken over.
+            older = session.connection
+            older.close(ReasonCode.SESSION_TAKEN_OVER, f"taken over by {connection.address}")
+            self._detach(older, session, now)
+        if clean_start and client_id in self.sessions:
+            self._end_session(session, now)
+            # What the client will see as gone must not come back with a restart.
+            connection.rest_on_commit()
+        if client_id not in self.sessions:
+            return None
+        for timer in (session.expiry_timer, session.will_timer):
+            if timer is not None:
+                timer.cancel()  # [MQTT-3.1.3-9]: a will whose delay still runs isn't published
+        session.expiry_timer = session.will_timer = None
+        return session
+
+    def _new_session(self, client_id: str) -> Session:
+        session = Session(client_id, self._next_session_key, self.limits, self.counters)
+        self._next_session_key += 1
+        self.sessions[client_id] = session
+        return session
+
+    def set_expiry(self, session: Session, expiry_s: int) -> None:
+        """How long *session* outlives its connection, s; 0: not at all, NEVER_EXPIRES: for ever."""
+        session.expiry_s = min(expiry_s, self.limits.max_session_expiry)
+        if session.expiry_s == 0:
+            session.keep_in(None)
+        else:
+            session.keep_in(self.changes)
+
+    def connection_lost(self, connection: Connection, now: float) -> None:
+        """The connection is closed on the socket's side; its session goes on without it, or ends."""
+        self.connections.discard(connection)
+        session = connection.session
+        if session is not None and session.connection is connection:
+            self._detach(connection, session, now)
+
+    def _detach(self, connection: Connection, session: Session, now: float) -> None:
+        session.connection = None
+        connection.plain_version = 0
+        session.ended_at = now
+        will, connection.will = connection.will, None
+        if will is not None:
+            self._schedule_will(session, will, now)
+        if session.expiry_s == 0:
+            self._end_session(session, now)
+            return
+        if session.changes is not None:
+            session.changes.session(session)
+        if session.expiry_s != NEVER_EXPIRES:
+            session.expiry_timer = self.timers.at(
+                now + session.expiry_s, lambda when: self._end_session(session, when)
+            )
+
+    def _schedule_will(self, session: Session, will: p.Will, now: float) -> None:
+        """Publish *will* after its delay, or when the session ends if that is sooner [MQTT-3.1.2-8]."""
+        delay_s = min((will.properties or {}).get("will_delay_interval", 0), session.expiry_s)
+
+        def publish(when: float) -> None:
+            session.will_timer = None
+            self.publish(Message.published(will, will.topic, when), session, when)
+
+        if delay_s:
+            session.will_timer = self.timers.at(now + delay_s, publish)
+        else:
+            publish(now)
+
+    def _end_session(self, session: Session, now: float) -> None:
+        """The session and all that it holds are gone; a will that waited for it is published now."""
+        if session.will_timer is not None and session.will_timer.action is not None:
+            session.will_timer.action(now)
+            session.will_timer = None
+        for topic_filter in session.subscriptions:
+            self.routing.remove(session, topic_filter)
+        session.keep_in(None)
+        session.subscriptions.clear()
+        if session.expiry_timer is not None:
+            session.expiry_timer.cancel()
+        self.sessions.pop(session.client_id, None)
+
+    # -- publish --
+
+    def may_publish(self, connection: Connection, topic: str) -> bool:
+        if topic.startswith(_OWN_TOPICS):
+            return False
+        access, session = self.access, connection.session
+        if access is None or session is None or connection.is_trusted:
+            return True
+        return access.may_publish(session.client_id, connection.username, topic)
+
+    def publish_run(self, connection: Connection, run: p.PublishRun, now: float) -> None:
+        """QoS 0, no retain, no properties, one topic name: what came is passed on as it is."""
+        topic = run.topic
+        if not self.may_publish(connection, topic):
+            return
+        counters = self.counters
+        count = run.count
+        counters.publish_received += count
+        publisher = connection.session
+        version = connection.version
+        wire = run.wire
+        for target in self.routing.targets(topic):
+            session = target.session
+            if session is publisher:
+                own = target.own
+                if own is None:
+                    continue
+                target = own
+            peer = session.connection
+            if peer is None:
+                continue
+            if peer.plain_version == version and not peer.is_paused and not target.identifiers:
+                if not peer.out:
+                    self.ready.append(peer)
+                peer.out.append(wire)
+                counters.publish_sent += count
+            else:
+                for packet in run.publishes(version):
+                    message = Message(packet.topic, packet.payload, 0)
+                    peer.send_qos0(message, False, target.identifiers, now)
+
+    def publish(self, message: Message, publisher: Session | None, now: float) -> int:
+        """Route *message*; the number of sessions that get it. *publisher* None: the broker itself."""
+        if message.retain:
+            self._retain(message)
+        targets = self.routing.targets(message.topic)
+        matched = 0
+        for target in targets:
+            session = target.session
+            if session is publisher:
+                own = target.own
+                if own is None:
+                    continue
+                target = own
+            matched += 1
+            qos = message.qos if message.qos < target.qos else target.qos
+            retain = message.retain and target.retain_as_published  # [MQTT-3.3.1-12], [MQTT-3.3.1-13]
+            if qos:
+                session.deliver(message, qos, retain, target.identifiers, now)
+            elif session.connection is not None:
+                session.connection.send_qos0(message, retain, target.identifiers, now)
+        return matched
+
+    def _retain(self, message: Message) -> None:
+        changes = None if message.topic.startswith(_OWN_TOPICS) else self.changes
+        if not message.payload:
+            removed = self.retained.remove(message.topic)
+            if removed is not None and changes is not None:
+                changes.retained_removed(removed)
+            return
+        replaced = self.retained.set(message)
+        if changes is not None:
+            changes.retained(message, replaced)
+
+    # -- subscriptions --
+
+    def check_subscription(self, connection: Connection, topic_filter: str) -> ReasonCode | None:
+        """The reason not to grant it; None: it may be granted."""
+        if topic_filter.startswith("$share/"):
+            return ReasonCode.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED
+        access, session = self.access, connection.session
+        if access is None or session is None or connection.is_trusted:
+            return None
+        if access.may_subscribe(session.client_id, connection.username, topic_filter):
+            return None
+        return ReasonCode.NOT_AUTHORIZED
+
+    def subscribe(self, subscription: Subscription) -> bool:
+        """Add, or replace the one to the same filter [MQTT-3.8.4-3]; True if it is a new one."""
+        session = subscription.session
+        session.subscriptions[subscription.topic_filter] = subscription
+        if session.changes is not None:
+            session.changes.subscription(subscription)
+        return self.routing.add(subscription)
+
+    def unsubscribe(self, session: Session, topic_filter: str) -> bool:
+        if session.subscriptions.pop(topic_filter, None) is None:
+            return False
+        if session.changes is not None:
+            session.changes.subscription_removed(session, topic_filter)
+        return self.routing.remove(session, topic_filter)
+
+    def send_retained(self, session: Session, subscription: Subscription, qos: int, now: float) -> None:
+        """The retained messages of a new subscription, with the retain flag set [MQTT-3.3.1-8]."""
+        identifiers = (subscription.identifier,) if subscription.identifier else ()
+        for message in self.retained.matching(subscription.topic_filter):
+            if message.is_expired(now):
+                self._retain(Message(message.topic, b"", 0, retain=True))
+                continue
+            granted = min(message.qos, qos)
+            if granted:
+                session.deliver(message, granted, True, identifiers, now)
+            elif session.connection is not None:
+                session.connection.send_qos0(message, True, identifiers, now)
+
+    # -- start and end --
+
+    def restore(self, snapshot: Snapshot, now: float) -> None:
+        """Take over what a store kept. Call once, on a new broker that is durable."""
+        messages: dict[int, Message] = {}
+        for stored in snapshot.messages:
+            messages[stored.key] = message = Message(*stored[1:])
+            message.key = stored.key
+        self.changes = changes = Changes(next_message_key=max(messages, default=0) + 1)
+        for topic, key in snapshot.retained:
+            messages[key].references += 1
+            self.retained.set(messages[key])
+        by_key: dict[int, Session] = {}
+        for row in snapshot.sessions:
+            session = by_key[row.key] = Session(row.client_id, row.key, self.limits, self.counters)
+            session.expiry_s = row.expiry_s
+            session.ended_at = now if row.ended_at is None else row.ended_at
+            session.changes = changes
+            self.sessions[row.client_id] = session
+            self._next_session_key = max(self._next_session_key, row.key + 1)
+        for sub in snapshot.subscriptions:
+            session = by_key[sub.session_key]
+            subscription = Subscription(session, *sub[1:])
+            session.subscriptions[subscription.topic_filter] = subscription
+            self.routing.add(subscription)
+        for queued in snapshot.queue:
+            by_key[queued.session_key].restore_delivery(queued, messages[queued.message_key])
+        for session_key, packet_id in snapshot.received:
+            by_key[session_key].received.add(packet_id)
+        for session in by_key.values():
+            self._restore_expiry(session, now)
+
+        changes.forget_unreferenced(messages.values())
+
+    def _restore_expiry(self, session: Session, now: float) -> None:
+        assert session.ended_at is not None
+        if session.expiry_s == NEVER_EXPIRES:
+            return
+        session.expiry_timer = self.timers.at(
+            max(now, session.ended_at + session.expiry_s), lambda when: self._end_session(session, when)
+        )
+
+    def shut_down(self, connections: Iterable[Connection] | None = None) -> None:
+        """Tell every client that the server goes (5.0: reason 0x8B), and end the connections."""
+        for connection in list(connections if connections is not None else self.connections):
+            connection.close(ReasonCode.SERVER_SHUTTING_DOWN, "the broker is shutting down")
+            connection.will = None  # the client did nothing wrong, and returns to its session

@@ -1,0 +1,482 @@
+"""One connection's protocol: packets in, decisions asked of the broker, bytes out (MQTT 5.0 §4).
+Knows neither socket nor clock: bytes and times are handed in, `data_to_send` is taken out once per turn.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from midge.core.message import Message
+from midge.core.routing import Subscription
+from midge.protocol import packets as p
+from midge.protocol.decoder import Decoder
+from midge.protocol.encoder import encode
+from midge.protocol.errors import ProtocolError
+from midge.protocol.reasons import ReasonCode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from midge.core.broker import Broker
+    from midge.core.session import Delivery, Session
+    from midge.core.timers import Timer
+
+
+class Owner(Protocol):
+    """Whoever does a connection's I/O."""
+
+    def flush(self) -> None:
+        """Write what `data_to_send` gives; if `is_closing` and `is_drained`, close."""
+        ...
+
+    def hold_reading(self, hold: bool) -> None:
+        """Stop reading, or go on: the store can't keep up."""
+        ...
+
+
+_PACKET_ID = struct.Struct("!H")
+_PINGRESP = b"\xd0\x00"
+_UNLIMITED = 0xFFFF_FFFF
+
+
+class Connection:
+    """Made by `Broker.open`. Bytes come in by `receive_data`; after each turn the owner calls
+    `end_turn`, writes what `data_to_send` gives, and closes when `is_closing` is set and all is written.
+    """
+
+    __slots__ = (
+        "_held",
+        "_rests",
+        "address",
+        "aliases",
+        "broker",
+        "close_reason",
+        "decoder",
+        "is_bridge",
+        "is_closing",
+        "is_paused",
+        "is_ping_waiting",
+        "is_trusted",
+        "keep_alive_s",
+        "last_received",
+        "max_packet_size",
+        "out",
+        "output_bytes",
+        "owner",
+        "ping_timer",
+        "plain_version",
+        "session",
+        "timer",
+        "unacknowledged",
+        "username",
+        "version",
+        "will",
+        "window",
+    )
+
+    def __init__(self, broker: Broker, address: str, owner: Owner, now: float) -> None:
+        self.broker = broker
+        self.address = address
+        self.owner = owner  # whoever does the I/O; the core only hands it back
+        self.decoder = Decoder("server", max_packet_size=broker.limits.max_packet_size)
+        self.session: Session | None = None  # set by CONNECT, cleared by `lost`
+        self.version = 4  # wire format: 4 (also for 3) or 5; set by CONNECT
+        self.username: str | None = None
+        self.is_bridge = False
+        self.is_trusted = False  # set by the owner: not asked who it is, nor what it may do
+        self.will: p.Will | None = None  # set by CONNECT, cleared by DISCONNECT and once published
+        self.keep_alive_s = 0
+        self.last_received = now
+        self.timer: Timer | None = None  # deadline of CONNECT, then of the keep alive
+        self.window = broker.limits.max_inflight_messages
+        self.max_packet_size = _UNLIMITED  # bytes, the client's (5.0)
+        self.plain_version = 0  # wire format if a PUBLISH of that format may be passed on as it is, else 0
+        self.aliases: dict[int, str] = {}
+        self.unacknowledged = 0  # QoS 1 messages whose PUBACK has not left yet
+        self.is_ping_waiting = False  # a PINGREQ whose answer waits for the queue (the drained marker)
+        self.ping_timer: Timer | None = None
+        self.out: list[bytes] = []  # this turn's output
+        self._rests = False  # this turn's output must not leave before this turn's commit
+        self._held: deque[tuple[int, list[bytes]]] = deque()  # (batch that it rests on, output)
+        self.is_paused = False  # set and cleared by the owner: the peer reads too slowly
+        self.output_bytes = 0  # in `out` and `_held` while paused
+        self.is_closing = False
+        self.close_reason = ""
+
+    def __str__(self) -> str:
+        return f"{self.session.client_id}@{self.address}" if self.session else self.address
+
+    # -- bytes in --
+
+    def receive_data(self, data: bytes, now: float) -> None:
+        """A chunk from the peer. Never raises: a bad packet closes this connection, with a reason."""
+        if self.is_closing:
+            return
+        self.last_received = now
+        self.broker.counters.bytes_received += len(data)
+        decoder = self.decoder
+        try:
+            for packet in decoder.receive_data(data):
+                kind = type(packet)
+                if kind is p.PublishRun:
+                    self.broker.publish_run(self, packet, now)  # type: ignore[arg-type]
+                elif kind is p.Publish:
+                    self._on_publish(packet, now)  # type: ignore[arg-type]
+                else:
+                    _HANDLERS[kind](self, packet, now)
+                if self.is_closing:
+                    return
+            if decoder.error is not None:
+                raise decoder.error
+        except ProtocolError as error:
+            self.fail(error)
+
+    def fail(self, error: ProtocolError) -> None:
+        """The peer broke a rule: tell it the reason where the protocol can (5.0 §4.13), and close."""
+        self.broker.counters.protocol_errors += 1
+        if self.session is not None:
+            self.close(error.reason_code, str(error))
+            return
+        if error.reason_code == ReasonCode.UNSUPPORTED_PROTOCOL_VERSION or self.decoder.version == 5:
+            self.version = 5 if self.decoder.version == 5 else 4
+            self.send(p.Connack(False, self._connack_code(error.reason_code), None))
+        self.abort(str(error))
+
+    def close(self, reason_code: ReasonCode, reason: str) -> None:
+        """Close from our side: DISCONNECT with the reason to a 5.0 client, then the connection ends."""
+        if self.version == 5 and self.session is not None and not self.is_closing:
+            self.send(p.Disconnect(reason_code, None))
+        self.abort(reason)
+
+    def abort(self, reason: str) -> None:
+        """End the connection once its output is written, without a further packet."""
+        if self.is_closing:
+            return
+        self.is_closing = True
+        self.close_reason = reason
+        self.broker.output_ready(self)
+
+    def lost(self, now: float) -> None:
+        """The connection has ended, whoever ended it. Nothing is sent any more."""
+        self.is_closing = True
+        self.plain_version = 0
+        self.out.clear()
+        self._held.clear()
+        for timer in (self.timer, self.ping_timer):
+            if timer is not None:
+                timer.cancel()
+        self.broker.connection_lost(self, now)
+
+    # -- bytes out --
+
+    def data_to_send(self) -> list[bytes]:
+        """What may leave now, in order; empty if it still rests on a commit."""
+        held = self._held
+        if not held:
+            data, self.out = self.out, []
+        else:
+            data = []
+            committed = self.broker.committed_batch
+            while held and held[0][0] <= committed:
+                data += held.popleft()[1]
+            if not held:
+                data += self.out
+                self.out = []
+        if not held:
+            self.unacknowledged = 0
+        self.output_bytes = 0
+        return data
+
+    @property
+    def is_drained(self) -> bool:
+        """Nothing waits to be taken, neither for this turn's end nor for a commit."""
+        return not self.out and not self._held
+
+    def end_turn(self, batch: int) -> None:
+        """The turn is over: what rests on its *batch*, or queues behind such output, is held back."""
+        if not self.out or not (self._rests or self._held):
+            return
+        held = self._held
+        number = batch if self._rests else held[-1][0]
+        if held and held[-1][0] >= number:
+            held[-1][1].extend(self.out)
+        else:
+            held.append((number, self.out))
+        self.out = []
+        self._rests = False
+
+    def rest_on_commit(self) -> None:
+        """What this connection is sent in this turn leaves only after the turn's changes are kept."""
+        self._rests = True
+
+    def send_bytes(self, data: bytes) -> None:
+        if not self.out:
+            self.broker.output_ready(self)
+        self.out.append(data)
+
+    def send(self, packet: p.Packet) -> None:
+        self.send_bytes(encode(packet, self.version))
+
+    def send_publish(self, delivery: Delivery, now: float, dup: bool) -> bool:
+        """PUBLISH at QoS 1 or 2; False, and nothing sent, if the client takes no packet of that size."""
+        if delivery.identifiers and self.version == 5:
+            head, tail = delivery.message.parts_for(
+                5, delivery.qos, delivery.retain, delivery.identifiers, now
+            )
+        else:
+            head, tail = delivery.message.parts(self.version, delivery.qos, delivery.retain, now)
+        if len(head) + len(tail) + 2 > self.max_packet_size:
+            return False
+        if dup:  # [MQTT-3.3.1-1]
+            head = bytes((head[0] | 0x08,)) + head[1:]
+        self.broker.counters.publish_sent += 1
+        if not self.out:
+            self.broker.output_ready(self)
+        self.out.append(b"".join((head, _PACKET_ID.pack(delivery.packet_id), tail)))
+        return True
+
+    def send_qos0(self, message: Message, retain: bool, identifiers: tuple[int, ...], now: float) -> None:
+        """PUBLISH at QoS 0: dropped and counted if the client reads too slowly."""
+        if identifiers and self.version == 5:
+            head, tail = message.parts_for(5, 0, retain, identifiers, now)
+        else:
+            head, tail = message.parts(self.version, 0, retain, now)
+        data = head + tail
+        if len(data) > self.max_packet_size:
+            return
+        if self.is_paused:
+            if self.output_bytes + len(data) > self.broker.limits.max_output_bytes:
+                self.broker.counters.dropped_output_full += 1
+                return
+            self.output_bytes += len(data)
+        self.broker.counters.publish_sent += 1
+        self.send_bytes(data)
+
+    def send_pubrel(self, packet_id: int) -> None:
+        self.send_bytes(b"\x62\x02" + _PACKET_ID.pack(packet_id))
+
+    def send_pingresp(self) -> None:
+        self.is_ping_waiting = False
+        if self.ping_timer is not None:
+            self.ping_timer.cancel()
+            self.ping_timer = None
+        self.send_bytes(_PINGRESP)
+
+    # -- packets --
+
+    def _on_connect(self, packet: p.Connect, now: float) -> None:
+        if self.session is not None:
+            raise ProtocolError(ReasonCode.PROTOCOL_ERROR, "second CONNECT [MQTT-3.1.0-2]")
+        self.broker.connect(self, packet, now)
+
+    def refuse(self, reason_code: ReasonCode, reason: str) -> None:
+        """Answer CONNECT with a refusal and close [MQTT-3.2.2-7]."""
+        self.broker.counters.refused += 1
+        self.send(p.Connack(False, self._connack_code(reason_code), None))
+        self.abort(reason)
+
+    def _connack_code(self, reason_code: ReasonCode) -> int:
+        return reason_code if self.version == 5 else reason_code.connack_311
+
+    def _on_publish(self, packet: p.Publish, now: float) -> None:
+        session = self.session
+        assert session is not None
+        broker = self.broker
+        topic = packet.topic if self.version != 5 else self._resolve_alias(packet)
+        qos = packet.qos
+        if qos == 0:
+            if broker.may_publish(self, topic):
+                broker.counters.publish_received += 1
+                broker.publish(Message.published(packet, topic, now), session, now)
+            return
+        packet_id = packet.packet_id
+        if qos == 2 and packet_id in session.received:
+            self._acknowledge(b"\x50", packet_id)  # a duplicate: answered, not routed [MQTT-4.3.3-10]
+            self._rests = self._rests or session.changes is not None
+            return
+        if self.unacknowledged + len(session.received) >= broker.limits.receive_maximum and self.version == 5:
+            raise ProtocolError(ReasonCode.RECEIVE_MAXIMUM_EXCEEDED, "more than Receive Maximum under way")
+        kind = b"\x40" if qos == 1 else b"\x50"
+        if not broker.may_publish(self, topic):
+            # 3.1.1 knows no refusal: acknowledged, as [MQTT-3.3.5-2] leaves it, and not routed.
+            self._acknowledge(kind, packet_id, ReasonCode.NOT_AUTHORIZED)
+            return
+        broker.counters.publish_received += 1
+        message = Message.published(packet, topic, now)
+        matched = broker.publish(message, session, now)
+        if qos == 2:
+            session.receive(packet_id)
+        else:
+            self.unacknowledged += 1
+        if message.key or (qos == 2 and session.changes is not None):
+            self._rests = True
+        self._acknowledge(kind, packet_id, 0 if matched else ReasonCode.NO_MATCHING_SUBSCRIBERS)
+
+    def _acknowledge(self, kind: bytes, packet_id: int, reason_code: int = 0) -> None:
+        if reason_code and self.version == 5:
+            data = kind + b"\x03" + _PACKET_ID.pack(packet_id) + bytes((reason_code,))
+        else:
+            data = kind + b"\x02" + _PACKET_ID.pack(packet_id)
+        if not self.out:
+            self.broker.output_ready(self)
+        self.out.append(data)
+
+    def _resolve_alias(self, packet: p.Publish) -> str:
+        """The topic name, by way of a topic alias where there is one (MQTT 5.0 §3.3.2.3.4)."""
+        if packet.properties is None:
+            return packet.topic
+        alias = packet.properties.get("topic_alias")
+        if alias is None:
+            return packet.topic
+        if alias > self.broker.limits.topic_alias_maximum:
+            raise ProtocolError(
+                ReasonCode.TOPIC_ALIAS_INVALID, f"topic alias {alias} is above the maximum [MQTT-3.3.2-9]"
+            )
+        if packet.topic:
+            self.aliases[alias] = packet.topic
+            return packet.topic
+        topic = self.aliases.get(alias)
+        if topic is None:
+            raise ProtocolError(ReasonCode.PROTOCOL_ERROR, f"topic alias {alias} was never set")
+        return topic
+
+    def _on_puback(self, packet: p.Puback, now: float) -> None:
+        self._session().puback(packet.packet_id, now)
+
+    def _on_pubrec(self, packet: p.Pubrec, now: float) -> None:
+        session = self._session()
+        is_refused = packet.reason_code >= 0x80
+        if session.pubrec(packet.packet_id, is_refused, now):
+            if not is_refused:
+                self.send_pubrel(packet.packet_id)
+        elif not is_refused:
+            self.send(p.Pubrel(packet.packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND))
+
+    def _on_pubrel(self, packet: p.Pubrel, now: float) -> None:
+        session = self._session()
+        if session.release(packet.packet_id):
+            # A restart that forgot this PUBREL would take the next message with this identifier for a
+            # duplicate.
+            self._rests = self._rests or session.changes is not None
+            self._acknowledge(b"\x70", packet.packet_id)
+        else:
+            self._acknowledge(b"\x70", packet.packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND)
+
+    def _on_pubcomp(self, packet: p.Pubcomp, now: float) -> None:
+        self._session().pubcomp(packet.packet_id, now)
+
+    def _on_subscribe(self, packet: p.Subscribe, now: float) -> None:
+        session = self._session()
+        identifiers = (packet.properties or {}).get("subscription_identifier")
+        codes: list[int] = []
+        granted: list[tuple[Subscription, int]] = []
+        for wanted in packet.subscriptions:
+            code = self.broker.check_subscription(self, wanted.filter)
+            if code is None:
+                code = wanted.qos
+                subscription = Subscription(
+                    session,
+                    wanted.filter,
+                    wanted.qos,
+                    # A bridge is never sent what it sent, and is told what is retained, whatever its version.
+                    wanted.no_local or self.is_bridge,
+                    wanted.retain_as_published or self.is_bridge,
+                    identifiers[0] if identifiers else 0,
+                )
+                is_new = self.broker.subscribe(subscription)
+                if wanted.retain_handling == 0 or (wanted.retain_handling == 1 and is_new):
+                    granted.append((subscription, wanted.qos))
+            elif self.version != 5:
+                code = 0x80  # [MQTT-3.9.3-2]
+            codes.append(int(code))
+        if session.changes is not None:
+            self._rests = True
+        self.send(p.Suback(packet.packet_id, codes, None))
+        for subscription, qos in granted:
+            self.broker.send_retained(session, subscription, qos, now)
+
+    def _on_unsubscribe(self, packet: p.Unsubscribe, now: float) -> None:
+        session = self._session()
+        codes = [
+            ReasonCode.SUCCESS
+            if self.broker.unsubscribe(session, topic_filter)
+            else ReasonCode.NO_SUBSCRIPTION_EXISTED
+            for topic_filter in packet.filters
+        ]
+        if session.changes is not None:
+            self._rests = True
+        self.send(p.Unsuback(packet.packet_id, [int(code) for code in codes], None))
+
+    def _on_pingreq(self, packet: p.Pingreq, now: float) -> None:
+        if not self._session().queue:
+            self.send_bytes(_PINGRESP)
+            return
+        # The drained marker: PINGRESP follows what is queued for the session, so that a board that
+        # sees it can sleep; at the latest after half the keep alive, so that the link isn't thought dead.
+        self.is_ping_waiting = True
+        if self.ping_timer is None:
+            wait_s = self.keep_alive_s / 2 if self.keep_alive_s else 30.0
+            self.ping_timer = self.broker.timers.at(now + wait_s, self._ping_waited)
+
+    def _ping_waited(self, now: float) -> None:
+        self.ping_timer = None
+        if self.is_ping_waiting:
+            self.send_pingresp()
+
+    def _on_disconnect(self, packet: p.Disconnect, now: float) -> None:
+        session = self._session()
+        expiry_s = (packet.properties or {}).get("session_expiry_interval")
+        if expiry_s is not None:
+            if expiry_s and not session.expiry_s:
+                raise ProtocolError(
+                    ReasonCode.PROTOCOL_ERROR,
+                    "DISCONNECT lengthens a session that was to end [MQTT-3.14.2-2]",
+                )
+            self.broker.set_expiry(session, expiry_s)
+        if packet.reason_code != ReasonCode.DISCONNECT_WITH_WILL_MESSAGE:
+            self.will = None  # [MQTT-3.14.4-3]
+        self.abort("disconnected by the client")
+
+    def _on_auth(self, packet: p.Auth, now: float) -> None:
+        raise ProtocolError(ReasonCode.PROTOCOL_ERROR, "AUTH without enhanced authentication [MQTT-4.12.0-6]")
+
+    def _session(self) -> Session:
+        session = self.session
+        if session is None:  # the decoder lets nothing but CONNECT come first
+            raise ProtocolError(ReasonCode.PROTOCOL_ERROR, "the first packet must be CONNECT [MQTT-3.1.0-1]")
+        return session
+
+    # -- time --
+
+    def watch_keep_alive(self, now: float) -> None:
+        """Arm the keep alive's deadline: one and a half times the interval [MQTT-3.1.2-22]."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        if self.keep_alive_s:
+            self.timer = self.broker.timers.at(now + self.keep_alive_s * 1.5, self._keep_alive_due)
+
+    def _keep_alive_due(self, now: float) -> None:
+        # Packets only note their time; the deadline moves when it comes, not with each packet.
+        due = self.last_received + self.keep_alive_s * 1.5
+        if now < due:
+            self.timer = self.broker.timers.at(due, self._keep_alive_due)
+            return
+        self.timer = None
+        self.close(ReasonCode.KEEP_ALIVE_TIMEOUT, f"nothing received for {self.keep_alive_s * 1.5:.1f} s")
+
+
+_HANDLERS: dict[type, Callable[[Connection, object, float], None]] = {  # by the packet's class
+    p.Connect: Connection._on_connect,
+    p.Puback: Connection._on_puback,
+    p.Pubrec: Connection._on_pubrec,
+    p.Pubrel: Connection._on_pubrel,
+    p.Pubcomp: Connection._on_pubcomp,
+    p.Subscribe: Connection._on_subscribe,
+    p.Unsubscribe: Connection._on_unsubscribe,
+    p.Pingreq: Connection._on_pingreq,
+    p.Disconnect: Connection._on_disconnect,
+    p.Auth: Connection._on_auth,
+}  # type: ignore[dict-item]

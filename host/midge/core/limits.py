@@ -1,0 +1,82 @@
+"""The bounds of everything that a client could otherwise make grow, and the counters that show when one was met.
+Knows nothing of who sets them; the configuration file does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Limits:
+    """Defaults are for a laptop or a Raspberry Pi; each says where it comes from."""
+
+    # bytes of a whole packet. Mosquitto: unlimited by default (268 MB by the encoding); EMQX: 1 MB.
+    # Room for a photograph of a camera board, not for a client that wants our memory.
+    max_packet_size: int = 2_000_000
+
+    # messages at QoS 1 and 2 that wait for one session. Mosquitto: 1,000; EMQX: 1,000.
+    max_queued_messages: int = 1000
+    # bytes of payload and topic that wait for one session. Mosquitto: no limit; ours must have one.
+    max_queued_bytes: int = 64_000_000
+
+    # messages at QoS 1 and 2 that are sent and not yet acknowledged, per session: the window of a
+    # client that names no Receive Maximum (every 3.1.1 client). Mosquitto: 20; EMQX: 32.
+    max_inflight_messages: int = 20
+
+    # messages at QoS 1 and 2 that a client may send without our acknowledgement (5.0 Receive Maximum).
+    # Mosquitto announces 20; group commit wants more under way to share one write to disk.
+    receive_maximum: int = 1000
+
+    # 5.0 topic aliases that a client may define for what it sends. Mosquitto: 10; EMQX: 65,535.
+    topic_alias_maximum: int = 64
+
+    # s; a client that asks for more is told in CONNACK (5.0). 65,535 is all that CONNECT can ask for.
+    max_keep_alive: int = 65_535
+
+    # s between a connection and its CONNECT. Mosquitto has none by default; NATS 2 s, EMQX 15 s.
+    connect_timeout: int = 5
+
+    # s that the session of an absent client is kept at most; 0xFFFFFFFF: for ever, as 3.1.1 has it.
+    max_session_expiry: int = 0xFFFF_FFFF
+
+    # bytes that wait in memory for one slow connection, beyond the kernel's buffers. Past it, QoS 0 is
+    # dropped and counted; QoS 1 and 2 are bounded by their window. NATS: 64 MB, then it disconnects.
+    max_output_bytes: int = 8_000_000
+
+    # connections in total. Most systems allow 1,024 file descriptors to a process without being asked.
+    max_connections: int = 10_000
+
+
+class Counters:
+    """What happened since the start; read by `$SYS/` and the metrics. Plain integers that only grow."""
+
+    __slots__ = (
+        "bytes_received",
+        "bytes_sent",
+        "connections",
+        "dropped_expired",
+        "dropped_output_full",
+        "dropped_queue_full",
+        "protocol_errors",
+        "publish_received",
+        "publish_sent",
+        "refused",
+    )
+
+    def __init__(self) -> None:
+        self.bytes_received = 0  # bytes, from all connections
+        self.bytes_sent = 0  # bytes, to all connections
+        self.connections = 0  # CONNECT packets that were accepted
+        self.refused = 0  # CONNECT packets that were refused
+        self.protocol_errors = 0  # connections closed for a malformed or illegal packet
+        self.publish_received = 0  # PUBLISH packets from clients, duplicates of QoS 2 not counted
+        self.publish_sent = 0  # PUBLISH packets to clients
+        self.dropped_queue_full = 0  # QoS 1 and 2: the oldest of a full queue
+        self.dropped_output_full = 0  # QoS 0: to a connection that does not read
+        self.dropped_expired = 0  # messages whose Message Expiry Interval passed in a queue
+
+    @property
+    def dropped(self) -> int:
+        """Messages that were dropped, whatever the cause."""
+        return self.dropped_queue_full + self.dropped_output_full + self.dropped_expired

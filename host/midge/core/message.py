@@ -1,0 +1,116 @@
+"""A message on its way through the broker: what was published, kept once however many sessions wait for it.
+Knows how it is encoded for a subscriber, not who the subscribers are.
+"""
+
+from __future__ import annotations
+
+from midge.protocol.encoder import publish_parts
+from midge.protocol.packets import Properties, Publish, Will
+from midge.protocol.properties import encode_properties
+
+# Properties that travel with a message to its subscribers (MQTT 5.0 §3.3.2.3); topic alias and
+# subscription identifier belong to one connection, the expiry interval is counted down by us.
+_END_TO_END = (
+    "payload_format_indicator",
+    "content_type",
+    "response_topic",
+    "correlation_data",
+    "user_property",
+)
+_NO_PROPERTIES = b"\x00"
+
+
+class Message:
+    """One published message.
+
+    `qos` and `retain` are the publisher's. `expires_at` is s since the epoch, None: never
+    (MQTT 5.0 §3.3.2.3.3). `key` is its number in the store, 0 as long as it isn't stored;
+    `references` counts the queues that hold it there (set and cleared by `Changes`).
+    """
+
+    __slots__ = (
+        "_parts",
+        "expires_at",
+        "key",
+        "payload",
+        "properties",
+        "qos",
+        "references",
+        "retain",
+        "topic",
+    )
+
+    def __init__(
+        self,
+        topic: str,
+        payload: bytes,
+        qos: int,
+        retain: bool = False,
+        properties: Properties | None = None,
+        expires_at: float | None = None,
+    ) -> None:
+        self.topic = topic
+        self.payload = payload
+        self.qos = qos
+        self.retain = retain
+        self.properties = properties
+        self.expires_at = expires_at
+        self.key = 0
+        self.references = 0
+        self._parts: dict[int, tuple[bytes, bytes]] = {}
+
+    @classmethod
+    def published(cls, source: Publish | Will, topic: str, now: float) -> Message:
+        """The message in a PUBLISH or a will; *topic* is its topic name with any alias resolved."""
+        properties = source.properties
+        if not properties:
+            return cls(topic, source.payload, source.qos, source.retain)
+        kept = {name: properties[name] for name in _END_TO_END if name in properties}  # type: ignore[literal-required]
+        expiry_s = properties.get("message_expiry_interval")
+        return cls(
+            topic,
+            source.payload,
+            source.qos,
+            source.retain,
+            kept or None,  # type: ignore[arg-type]
+            None if expiry_s is None else now + expiry_s,
+        )
+
+    def is_expired(self, now: float) -> bool:
+        return self.expires_at is not None and self.expires_at <= now
+
+    def size(self) -> int:
+        """bytes that it is counted with in a queue's limit."""
+        return len(self.topic) + len(self.payload)
+
+    def parts(self, version: int, qos: int, retain: bool, now: float) -> tuple[bytes, bytes]:
+        """Its PUBLISH as (up to the packet identifier, after the packet identifier).
+
+        Encoded once per protocol version, QoS and retain flag, and shared by all subscribers.
+        """
+        if version == 5 and self.expires_at is not None:
+            return self.parts_for(5, qos, retain, (), now)
+        key = (qos << 4) | (retain << 3) | version
+        parts = self._parts.get(key)
+        if parts is None:
+            properties = _NO_PROPERTIES
+            if version == 5 and self.properties:
+                properties = encode_properties(self.properties, "PUBLISH")
+            parts = publish_parts(self.topic, self.payload, properties, qos, retain, version)
+            self._parts[key] = parts
+        return parts
+
+    def parts_for(
+        self, version: int, qos: int, retain: bool, identifiers: tuple[int, ...], now: float
+    ) -> tuple[bytes, bytes]:
+        """As `parts`, with what is the subscriber's own (5.0): its subscription identifiers, the time left."""
+        properties: Properties = {}
+        if self.properties:
+            properties.update(self.properties)
+        if self.expires_at is not None:
+            # [MQTT-3.3.2-6]: the received value minus the time it has waited here.
+            properties["message_expiry_interval"] = max(1, int(self.expires_at - now))
+        if identifiers:
+            properties["subscription_identifier"] = list(identifiers)
+        encoded = encode_properties(properties, "PUBLISH")
+        return publish_parts(self.topic, self.payload, encoded, qos, retain, version)

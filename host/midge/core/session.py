@@ -1,0 +1,259 @@
+"""What the broker keeps for one client identifier: subscriptions, what it is owed, what it sent (MQTT 5.0 §4.1).
+Knows how messages are queued and acknowledged, not how they are routed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from midge.core.changes import Changes, QueueRow
+from midge.core.limits import Counters, Limits
+from midge.core.message import Message
+from midge.protocol.errors import ProtocolError
+from midge.protocol.reasons import ReasonCode
+
+if TYPE_CHECKING:
+    from midge.core.connection import Connection
+    from midge.core.routing import Subscription
+    from midge.core.timers import Timer
+
+NEVER_EXPIRES = 0xFFFF_FFFF  # Session Expiry Interval (MQTT 5.0 §3.1.2.11.2); clean session 0 of 3.1.1
+
+
+class Delivery:
+    """A message at QoS 1 or 2 that one session is owed.
+
+    `packet_id` is 0 until it is sent. `is_released` is set by PUBREC: from then on PUBREL is what is
+    sent again. `position` orders a session's deliveries; `batch` is the number of the batch in which
+    it came into the store, 0 when it isn't there (set and cleared by `Changes`).
+    """
+
+    __slots__ = ("batch", "identifiers", "is_released", "message", "packet_id", "position", "qos", "retain")
+
+    def __init__(
+        self, message: Message, qos: int, retain: bool, identifiers: tuple[int, ...], position: int
+    ) -> None:
+        self.message = message
+        self.qos = qos
+        self.retain = retain
+        self.identifiers = identifiers
+        self.position = position
+        self.packet_id = 0
+        self.is_released = False
+        self.batch = 0
+
+
+class Session:
+    """One session. `connection` is None while the client is away; `changes` is None if nothing of it lasts."""
+
+    __slots__ = (
+        "changes",
+        "client_id",
+        "connection",
+        "counters",
+        "ended_at",
+        "expiry_s",
+        "expiry_timer",
+        "in_flight",
+        "key",
+        "last_packet_id",
+        "last_position",
+        "limits",
+        "queue",
+        "queued_bytes",
+        "received",
+        "subscriptions",
+        "will_timer",
+    )
+
+    def __init__(self, client_id: str, key: int, limits: Limits, counters: Counters) -> None:
+        self.client_id = client_id
+        self.key = key
+        self.limits = limits
+        self.counters = counters
+        self.expiry_s = 0  # 0: it ends with its connection
+        self.changes: Changes | None = None
+        self.connection: Connection | None = None  # set by CONNECT, cleared when the connection ends
+        self.ended_at: float | None = None  # s since the epoch; None while connected
+        self.subscriptions: dict[str, Subscription] = {}
+        self.in_flight: dict[int, Delivery] = {}  # by packet identifier, in the order sent
+        self.queue: deque[Delivery] = deque()  # what waits for room in the window
+        self.queued_bytes = 0
+        self.received: set[int] = set()  # QoS 2: PUBREC sent, PUBREL not yet received
+        self.last_packet_id = 0
+        self.last_position = 0
+        self.expiry_timer: Timer | None = None
+        self.will_timer: Timer | None = None  # a will whose delay runs (MQTT 5.0 §3.1.3.2.2)
+
+    # -- from the broker to the client --
+
+    def deliver(
+        self, message: Message, qos: int, retain: bool, identifiers: tuple[int, ...], now: float
+    ) -> None:
+        """Send *message* at QoS 1 or 2 if the window has room, else queue it."""
+        self.last_position = position = self.last_position + 1
+        delivery = Delivery(message, qos, retain, identifiers, position)
+        connection = self.connection
+        if connection is not None and not self.queue and len(self.in_flight) < connection.window:
+            self._send(delivery, connection, now)
+        else:
+            self._enqueue(delivery)
+
+    def _enqueue(self, delivery: Delivery) -> None:
+        self.queue.append(delivery)
+        self.queued_bytes += delivery.message.size()
+        limits = self.limits
+        if self.changes is not None:
+            self.changes.delivery(self, delivery)
+        while len(self.queue) > limits.max_queued_messages or self.queued_bytes > limits.max_queued_bytes:
+            # Mosquitto drops the newest; a reading that is hours old is worth less than today's.
+            self._forget(self._take_next())
+            self.counters.dropped_queue_full += 1
+
+    def _take_next(self) -> Delivery:
+        delivery = self.queue.popleft()
+        self.queued_bytes -= delivery.message.size()
+        return delivery
+
+    def _forget(self, delivery: Delivery) -> None:
+        if delivery.batch and self.changes is not None:
+            self.changes.delivery_removed(self, delivery)
+
+    def fill_window(self, now: float) -> None:
+        """Send from the queue while the client may be sent more [MQTT-3.3.4-9]."""
+        connection = self.connection
+        if connection is None:
+            return
+        queue, in_flight, window = self.queue, self.in_flight, connection.window
+        while queue and len(in_flight) < window:
+            delivery = self._take_next()
+            if delivery.message.is_expired(now):
+                self._forget(delivery)
+                self.counters.dropped_expired += 1
+            else:
+                self._send(delivery, connection, now)
+        if not queue and connection.is_ping_waiting:
+            connection.send_pingresp()
+
+    def _send(self, delivery: Delivery, connection: Connection, now: float) -> None:
+        delivery.packet_id = packet_id = self._next_packet_id()
+        if not connection.send_publish(delivery, now, dup=False):
+            # Larger than the client takes: as if it had been sent [MQTT-3.1.2-25].
+            self._forget(delivery)
+            return
+        self.in_flight[packet_id] = delivery
+        if self.changes is not None:
+            self.changes.delivery(self, delivery)
+            if delivery.qos == 2:
+                # Once it left under this identifier, a restart must not send it under another.
+                connection.rest_on_commit()
+
+    def _next_packet_id(self) -> int:
+        # Counts 1, 2, 3, ...; one still in use is passed over [MQTT-2.2.1-3]. The window is far
+        # smaller than 65,535, so a free one is always near.
+        packet_id = self.last_packet_id
+        in_flight = self.in_flight
+        while True:
+            packet_id = packet_id % 65_535 + 1
+            if packet_id not in in_flight:
+                self.last_packet_id = packet_id
+                return packet_id
+
+    def resume(self, now: float) -> None:
+        """Send again what the last connection left unacknowledged, in order [MQTT-4.4.0-1], then the queue."""
+        connection = self.connection
+        assert connection is not None
+        for delivery in list(self.in_flight.values()):
+            if delivery.is_released:
+                connection.send_pubrel(delivery.packet_id)
+            elif not connection.send_publish(delivery, now, dup=True):
+                self._remove_in_flight(delivery.packet_id)
+        self.fill_window(now)
+
+    def puback(self, packet_id: int, now: float) -> None:
+        """PUBACK, or a PUBREC that refuses: the message is the client's now (or nobody's)."""
+        delivery = self.in_flight.get(packet_id)
+        if delivery is None or delivery.is_released:
+            return  # a late answer to what was sent on an earlier connection; nothing to do
+        if delivery.qos != 1:
+            raise ProtocolError(ReasonCode.PROTOCOL_ERROR, f"PUBACK for a QoS 2 message ({packet_id})")
+        self._remove_in_flight(packet_id)
+        if self.queue or (self.connection is not None and self.connection.is_ping_waiting):
+            self.fill_window(now)
+
+    def pubrec(self, packet_id: int, is_refused: bool, now: float) -> bool:
+        """PUBREC; False if the packet identifier isn't known (5.0 answers PUBREL with 0x92)."""
+        delivery = self.in_flight.get(packet_id)
+        if delivery is None:
+            return False
+        if delivery.qos != 2:
+            raise ProtocolError(ReasonCode.PROTOCOL_ERROR, f"PUBREC for a QoS 1 message ({packet_id})")
+        if is_refused:  # 5.0, reason 0x80 or greater: the exchange ends here (§4.3.3)
+            self._remove_in_flight(packet_id)
+            self.fill_window(now)
+            return True
+        if not delivery.is_released:
+            delivery.is_released = True
+            if self.changes is not None:
+                self.changes.delivery(self, delivery)
+        if self.changes is not None and self.connection is not None:
+            # PUBREL lets the client forget the identifier: a restart must not send PUBLISH again.
+            self.connection.rest_on_commit()
+        return True
+
+    def pubcomp(self, packet_id: int, now: float) -> None:
+        delivery = self.in_flight.get(packet_id)
+        if delivery is None:
+            return
+        if not delivery.is_released:
+            raise ProtocolError(ReasonCode.PROTOCOL_ERROR, f"PUBCOMP before PUBREC ({packet_id})")
+        self._remove_in_flight(packet_id)
+        self.fill_window(now)
+
+    def _remove_in_flight(self, packet_id: int) -> None:
+        delivery = self.in_flight.pop(packet_id)
+        if delivery.batch and self.changes is not None:
+            self.changes.delivery_removed(self, delivery)
+
+    # -- from the client to the broker: QoS 2 identifiers --
+
+    def receive(self, packet_id: int) -> None:
+        """A QoS 2 message was taken over; until its PUBREL the same identifier is a duplicate."""
+        self.received.add(packet_id)
+        if self.changes is not None:
+            self.changes.received(self, packet_id)
+
+    def release(self, packet_id: int) -> bool:
+        """PUBREL; False if the packet identifier isn't known."""
+        if packet_id not in self.received:
+            return False
+        self.received.discard(packet_id)
+        if self.changes is not None:
+            self.changes.received_done(self, packet_id)
+        return True
+
+    # -- what lasts --
+
+    def keep_in(self, changes: Changes | None) -> None:
+        """From now on the session lasts in *changes*, or (None) ends with its connection."""
+        if self.changes is not None and changes is None:
+            self.changes.session_removed(self)
+        self.changes = changes
+        if changes is not None:
+            changes.session(self)
+
+    def restore_delivery(self, row: QueueRow, message: Message) -> None:
+        """At the start: take over one delivery from the store; call in order of position."""
+        delivery = Delivery(message, row.qos, row.retain, row.identifiers, row.position)
+        delivery.packet_id = row.packet_id
+        delivery.is_released = row.is_released
+        delivery.batch = -1  # in the store since before the first batch
+        message.references += 1
+        self.last_position = row.position
+        if row.packet_id:
+            self.in_flight[row.packet_id] = delivery
+            self.last_packet_id = row.packet_id
+        else:
+            self.queue.append(delivery)
+            self.queued_bytes += message.size()

@@ -1,0 +1,101 @@
+"""One client's transport: hands chunks to the core, writes once per turn, slows down who reads or writes too fast.
+Knows no packet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from midge.core.broker import Broker
+
+log = logging.getLogger("midge.connection")
+
+# bytes that the transport buffers before it says that the peer reads too slowly. One full window of
+# ordinary messages fits; asyncio's own default is 64 KiB.
+_WRITE_BUFFER_HIGH = 256 * 1024
+
+# Pieces of output (acknowledgements, mostly) that wait for a peer that doesn't read, before we stop
+# reading from it. Messages have bounds of their own; acknowledgements are bounded only by this.
+_UNREAD_MAX = 10_000
+
+# s that a closing connection may take to read our last packets.
+_CLOSE_TIMEOUT_S = 5.0
+
+
+class ClientConnection(asyncio.Protocol):
+    """The asyncio side of one `midge.core.connection.Connection`."""
+
+    def __init__(self, broker: Broker, end_turn_soon: Callable[[], None], now: Callable[[], float]) -> None:
+        self._broker = broker
+        self._end_turn_soon = end_turn_soon
+        self._now = now
+        self._is_held = False  # the store can't keep up; set and cleared by the server
+        self._is_reading = True
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=_WRITE_BUFFER_HIGH)
+        self._core = self._broker.open(_address(transport), self, self._now())
+        self._end_turn_soon()  # arms the deadline for CONNECT
+
+    def data_received(self, data: bytes) -> None:
+        core = self._core
+        core.receive_data(data, self._now())
+        if core.is_paused and len(core.out) > _UNREAD_MAX:
+            self._update_reading()
+        self._end_turn_soon()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        core = self._core
+        reason = core.close_reason or (
+            f"connection lost: {exc}" if exc else "connection closed by the client"
+        )
+        log.info("%s: %s", core, reason)
+        core.lost(self._now())
+        self._end_turn_soon()
+
+    def flush(self) -> None:
+        core = self._core
+        if not core.is_paused:
+            data = core.data_to_send()
+            if data:
+                written = data[0] if len(data) == 1 else b"".join(data)
+                self._broker.counters.bytes_sent += len(written)
+                self._transport.write(written)
+        elif core.is_closing:
+            self._transport.abort()  # it doesn't read, so there is nothing to wait for
+        if core.is_closing and core.is_drained and not self._transport.is_closing():
+            self._transport.close()
+            asyncio.get_running_loop().call_later(_CLOSE_TIMEOUT_S, self._transport.abort)
+
+    def pause_writing(self) -> None:
+        self._core.is_paused = True
+
+    def resume_writing(self) -> None:
+        self._core.is_paused = False
+        self.flush()
+        self._update_reading()
+
+    def hold_reading(self, hold: bool) -> None:
+        self._is_held = hold
+        self._update_reading()
+
+    def _update_reading(self) -> None:
+        core = self._core
+        is_unread = core.is_paused and len(core.out) > _UNREAD_MAX
+        should_read = not (self._is_held or is_unread)
+        if should_read == self._is_reading or self._transport.is_closing():
+            return
+        self._is_reading = should_read
+        if should_read:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+
+def _address(transport: asyncio.BaseTransport) -> str:
+    peer = transport.get_extra_info("peername")
+    return f"{peer[0]}:{peer[1]}" if peer else "unknown"

@@ -1,0 +1,37 @@
+"""What must last: takes batches of changes, gives everything back at the start.
+Knows rows, not what a broker does with them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from midge.core.changes import Batch, Snapshot
+
+
+class Store(Protocol):
+    """`load` is called once, at the start; `write` from one thread at a time, never the event loop's."""
+
+    def load(self) -> Snapshot:
+        """All that is kept. StoreError if it can't be read."""
+        ...
+
+    def write(self, batch: Batch) -> None:
+        """Keep *batch*, all of it or nothing; when it returns, it lasts. StoreError if it doesn't."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class StoreError(Exception):
+    """The store can't be opened, read or written; the message names the file and what to do."""
+
+
+def open_store(path: str, durability: str, directory: Path) -> Store | None:
+    """The store at *path* (relative to *directory*); None for ":memory:", where nothing is to last."""
+    if path == ":memory:":
+        return None
+    from midge.store.sqlite import SqliteStore
+
+    return SqliteStore(directory / path, durability)
