@@ -9,6 +9,7 @@ import asyncio
 import logging
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from midge.config import Config, ConfigError, load, parse
@@ -91,10 +92,9 @@ def _run(config: Config, directory: Path) -> int:
     from midge.server import Server
     from midge.store import StoreError
 
+    loop_factory: Callable[[], asyncio.AbstractEventLoop]
     try:
-        import uvloop
-
-        loop_factory = uvloop.new_event_loop
+        from uvloop import new_event_loop as loop_factory
     except ImportError:  # not on every platform
         loop_factory = asyncio.new_event_loop
 

@@ -152,9 +152,9 @@ class Broker:
             connection.max_packet_size = asked.get("maximum_packet_size", connection.max_packet_size)
             if not packet.client_id:
                 answer["assigned_client_identifier"] = session.client_id
-            if packet.keep_alive_s == 0 or packet.keep_alive_s > limits.max_keep_alive:
-                if limits.max_keep_alive < 65_535:
-                    answer["server_keep_alive"] = connection.keep_alive_s = limits.max_keep_alive
+            # A keep alive of 0 is none at all: more than any limit [MQTT-3.2.2-21].
+            if limits.max_keep_alive < (packet.keep_alive_s or 65_536) and limits.max_keep_alive < 65_535:
+                answer["server_keep_alive"] = connection.keep_alive_s = limits.max_keep_alive
             if asked.get("session_expiry_interval", 0) > limits.max_session_expiry:
                 answer["session_expiry_interval"] = limits.max_session_expiry
             answer["receive_maximum"] = limits.receive_maximum
@@ -377,7 +377,7 @@ class Broker:
             messages[stored.key] = message = Message(*stored[1:])
             message.key = stored.key
         self.changes = changes = Changes(next_message_key=max(messages, default=0) + 1)
-        for topic, key in snapshot.retained:
+        for _, key in snapshot.retained:
             messages[key].references += 1
             self.retained.set(messages[key])
         by_key: dict[int, Session] = {}

@@ -119,13 +119,12 @@ class Connection:
         decoder = self.decoder
         try:
             for packet in decoder.receive_data(data):
-                kind = type(packet)
-                if kind is p.PublishRun:
-                    self.broker.publish_run(self, packet, now)  # type: ignore[arg-type]
-                elif kind is p.Publish:
-                    self._on_publish(packet, now)  # type: ignore[arg-type]
+                if type(packet) is p.PublishRun:
+                    self.broker.publish_run(self, packet, now)
+                elif type(packet) is p.Publish:
+                    self._on_publish(packet, now)
                 else:
-                    _HANDLERS[kind](self, packet, now)
+                    _HANDLERS[type(packet)](self, packet, now)
                 if self.is_closing:
                     return
             if decoder.error is not None:
@@ -373,9 +372,8 @@ class Connection:
         codes: list[int] = []
         granted: list[tuple[Subscription, int]] = []
         for wanted in packet.subscriptions:
-            code = self.broker.check_subscription(self, wanted.filter)
-            if code is None:
-                code = wanted.qos
+            refusal = self.broker.check_subscription(self, wanted.filter)
+            if refusal is None:
                 subscription = Subscription(
                     session,
                     wanted.filter,
@@ -388,9 +386,9 @@ class Connection:
                 is_new = self.broker.subscribe(subscription)
                 if wanted.retain_handling == 0 or (wanted.retain_handling == 1 and is_new):
                     granted.append((subscription, wanted.qos))
-            elif self.version != 5:
-                code = 0x80  # [MQTT-3.9.3-2]
-            codes.append(int(code))
+                codes.append(wanted.qos)
+            else:
+                codes.append(refusal if self.version == 5 else 0x80)  # [MQTT-3.9.3-2]
         if session.changes is not None:
             self._rests = True
         self.send(p.Suback(packet.packet_id, codes, None))
@@ -468,7 +466,7 @@ class Connection:
         self.close(ReasonCode.KEEP_ALIVE_TIMEOUT, f"nothing received for {self.keep_alive_s * 1.5:.1f} s")
 
 
-_HANDLERS: dict[type, Callable[[Connection, object, float], None]] = {  # by the packet's class
+_HANDLERS: dict[type, Callable[..., None]] = {  # by the packet's class
     p.Connect: Connection._on_connect,
     p.Puback: Connection._on_puback,
     p.Pubrec: Connection._on_pubrec,
@@ -479,4 +477,4 @@ _HANDLERS: dict[type, Callable[[Connection, object, float], None]] = {  # by the
     p.Pingreq: Connection._on_pingreq,
     p.Disconnect: Connection._on_disconnect,
     p.Auth: Connection._on_auth,
-}  # type: ignore[dict-item]
+}

@@ -6,13 +6,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from midge.protocol.decoder import Decoder
-from midge.protocol.encoder import encode
-
 from midge.core.broker import Broker
 from midge.core.changes import Batch, Snapshot
 from midge.core.limits import Limits
 from midge.protocol import packets as p
+from midge.protocol.decoder import Decoder
+from midge.protocol.encoder import encode
 
 
 class Core:
@@ -42,9 +41,9 @@ class Core:
 
     def turn(self, commit: bool = True) -> None:
         """End the turn; *commit* False leaves what was changed unwritten, as a store that is busy does."""
-        ready = self.broker.end_turn()
-        for connection in ready:
-            connection.owner.flush()
+        while self.broker.ready:  # a connection that ends may give others something to send (its will)
+            for connection in self.broker.end_turn():
+                connection.owner.flush()
         if commit:
             while (batch := self.broker.take_batch()) is not None:
                 self.written.append(batch)

@@ -44,6 +44,8 @@ def test_filters_find_what_the_plain_matcher_finds() -> None:
         topic_filter = "/".join(rng.choices(["a", "b", "", "+", "$x"], k=rng.randint(1, 4)))
         if rng.random() < 0.4:
             topic_filter += "/#"
+        if not topic_filter:
+            continue
         assert kept(retained, topic_filter) == sorted(t for t in topics if matches(topic_filter, t)), (
             topic_filter
         )
