@@ -15,6 +15,7 @@ import logging
 import random
 import socket
 from collections.abc import Callable
+from typing import cast
 
 from midge.bridge.rules import Rules
 from midge.config import Bridge as Section
@@ -147,9 +148,9 @@ class _Link(asyncio.Protocol):
     # -- the remote side --
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=_WRITE_BUFFER_HIGH)
+        # uvloop's transports have the methods of asyncio.Transport without being its subclasses.
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_HIGH)
         self._last_received = self._bridge.now()
         self._is_cleaning = self._must_clean()
         self._send(self._connect_packet(self._is_cleaning))

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import cast
 
 from midge.core.broker import Broker
 
@@ -35,9 +36,9 @@ class ClientConnection(asyncio.Protocol):
         self._is_reading = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=_WRITE_BUFFER_HIGH)
+        # uvloop's transports have the methods of asyncio.Transport without being its subclasses.
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_HIGH)
         self._core = self._broker.open(_address(transport), self, self._now())
         self._end_turn_soon()  # arms the deadline for CONNECT
 
