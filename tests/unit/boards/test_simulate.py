@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
@@ -92,11 +93,11 @@ def test_a_board_imports_the_device_files_and_works_in_a_directory_of_its_own(tm
     text = "import os, midge_broker\nopen('mine', 'w').close()\nprint(midge_broker.__file__)\nprint(os.getcwd())"
 
     async def use() -> None:
-        board = Board("one", _program(tmp_path, text), heap="1m")
+        board = Board("one", _program(tmp_path, text))
         await board.start()
         assert await board.wait() == 0, board.obituary()
         file, directory = board.last_lines
-        assert file == str(device_directory() / "midge_broker.py")
+        assert file == "midge_broker.mpy"
         assert os.path.exists(os.path.join(directory, "mine"))
         await board.stop()
         assert not os.path.exists(directory)
@@ -105,7 +106,7 @@ def test_a_board_imports_the_device_files_and_works_in_a_directory_of_its_own(tm
 
 
 def test_stop_interrupts_a_board_so_that_it_can_say_goodbye(tmp_path: Path) -> None:
-    text = "import time\nprint('ready')\ntry:\n time.sleep(60)\nexcept KeyboardInterrupt:\n print('goodbye')"
+    text = "import time\ntry:\n print('ready')\n time.sleep(60)\nexcept KeyboardInterrupt:\n print('goodbye')"
 
     async def use() -> None:
         board = Board("one", _program(tmp_path, text))
@@ -162,6 +163,17 @@ def test_waiting_for_a_line_has_a_deadline(tmp_path: Path) -> None:
             await board.stop()
 
     _run(use)
+
+
+def test_a_program_that_does_not_compile_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    async def use() -> None:
+        board = Board("kitchen", _program(tmp_path, "def broken(:\n"))
+        with pytest.raises(BoardError, match=r"(?s)program.py doesn't compile: .*SyntaxError"):
+            await board.start()
+
+    before = set(Path(tempfile.gettempdir()).glob("midge-kitchen-*"))
+    _run(use)
+    assert set(Path(tempfile.gettempdir()).glob("midge-kitchen-*")) <= before
 
 
 def test_a_program_that_is_not_there_is_told() -> None:
