@@ -119,10 +119,17 @@ class Decoder:
         size_max = self._max_packet_size
         is_v5 = self.version == 5
         hands_runs = self._hands_runs
+        append = packets.append
         while at + 1 < end:
             first = data[at]
             length = data[at + 1]
             body = at + 2
+            if length == 2 and body + 2 <= end and first in _ACKNOWLEDGEMENTS:
+                packet_id = data[body] << 8 | data[body + 1]
+                if packet_id:  # else `_parse` refuses it
+                    append(_ACKNOWLEDGEMENTS[first](packet_id))
+                    at = body + 2
+                    continue
             if length > 0x7F:
                 if body < end and 0 < data[body] <= 0x7F:
                     length = length & 0x7F | data[body] << 7
@@ -135,47 +142,47 @@ class Decoder:
             if packet_end > end or packet_end - at > size_max:
                 self._await(first, packet_end - at)
                 break
-            flags = _PUBLISH_FLAGS.get(first)
-            if flags is not None:
-                if length < 2:
-                    raise _topic_too_long()
-                topic_end = body + 2 + (data[body] << 8 | data[body + 1])
-                if topic_end > packet_end:
-                    raise _topic_too_long()
-                name = data[body + 2 : topic_end]
-                topic = _topics.get(name)
-                if topic is None:
-                    topic = self._topic(name)
-                if first == 0x30 and hands_runs:
-                    plain_end = topic_end + is_v5  # past the topic and, in 5.0, the 0 of no properties
-                    if not is_v5 or (topic and topic_end < packet_end and not data[topic_end]):
-                        run_end, count = _scan_run(data, at, body, plain_end, packet_end, size_max)
-                        packets.append(PublishRun(topic, data[at:run_end], count))
-                        at = run_end
-                        continue
-                qos, retain, dup = flags
-                packet_id = packet_id_at = 0
-                payload_at = topic_end
-                if qos:
-                    payload_at += 2
-                    packet_id_at = topic_end - at
-                    packet_id = _packet_id(data, topic_end, packet_end)
-                properties = None
-                if is_v5:
-                    if topic and payload_at < packet_end and not data[payload_at]:
-                        payload_at += 1
-                    else:
-                        properties, payload_at = self._publish_properties(data, payload_at, packet_end, topic)
-                packets.append(
-                    Publish(topic, data[payload_at:packet_end], qos, retain, dup, packet_id, properties,
-                            data[at:packet_end], packet_id_at)
-                )  # fmt: skip
-            else:
-                make = _ACKNOWLEDGEMENTS.get(first)
-                if make is not None and length == 2:
-                    packets.append(make(_packet_id(data, body, packet_end)))
-                else:
-                    packets.append(self._parse(first, data, body, packet_end))
+            if first not in _PUBLISH_FLAGS:
+                append(self._parse(first, data, body, packet_end))
+                at = packet_end
+                continue
+            topic_at = body + 2
+            if length < 2 or (topic_end := topic_at + (data[body] << 8 | data[body + 1])) > packet_end:
+                raise MalformedPacket("topic name longer than its PUBLISH (§3.3.2.1)")
+            name = data[topic_at:topic_end]
+            topic = _topics.get(name)
+            if topic is None:
+                topic = self._topic(name)
+            payload_at = topic_end
+            if (
+                first == 0x30
+                and hands_runs
+                and not (is_v5 and _has_properties(data, topic_end, packet_end, topic))
+            ):
+                count = 1
+                start = at
+                at = packet_end
+                if data.startswith(name, packet_end + topic_at - start):
+                    at, count = _scan_run(data, start, body, topic_end + is_v5, packet_end, size_max)
+                append(PublishRun(topic, data[start:at], count))
+                continue
+            qos, retain, dup = _PUBLISH_FLAGS[first]
+            packet_id = packet_id_at = 0
+            if qos:
+                payload_at += 2
+                packet_id_at = topic_end - at
+                if payload_at > packet_end:
+                    raise MalformedPacket("PUBLISH ends before its packet identifier (§3.3.2.2)")
+                packet_id = data[topic_end] << 8 | data[topic_end + 1]
+                if not packet_id:
+                    raise ProtocolError(ReasonCode.PROTOCOL_ERROR, "packet identifier 0 [MQTT-2.2.1-3]")
+            properties = None
+            if is_v5 and topic and payload_at < packet_end and not data[payload_at]:
+                payload_at += 1
+            elif is_v5:
+                properties, payload_at = self._publish_properties(data, payload_at, packet_end, topic)
+            append(Publish(topic, data[payload_at:packet_end], qos, retain, dup, packet_id, properties,
+                           data[at:packet_end], packet_id_at))  # fmt: skip
             at = packet_end
         return at
 
@@ -274,17 +281,9 @@ class Decoder:
         return properties or None, at
 
 
-def _packet_id(data: bytes, at: int, end: int) -> int:
-    if at + 2 > end:
-        raise MalformedPacket("packet ends before its packet identifier (§2.2.1)")
-    packet_id = data[at] << 8 | data[at + 1]
-    if packet_id == 0:
-        raise ProtocolError(ReasonCode.PROTOCOL_ERROR, "packet identifier 0 [MQTT-2.2.1-3]")
-    return packet_id
-
-
-def _topic_too_long() -> MalformedPacket:
-    return MalformedPacket("topic name longer than its PUBLISH (§3.3.2.1)")
+def _has_properties(data: bytes, at: int, end: int, topic: str) -> bool:
+    """Whether the properties of a 5.0 PUBLISH at *at* have to be looked at; without a topic name they must."""
+    return at >= end or data[at] != 0 or not topic
 
 
 def _not_minimal() -> MalformedPacket:

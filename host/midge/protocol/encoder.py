@@ -26,10 +26,16 @@ def publish_parts(
     *properties_bytes* are of `encode_properties` (5.0; else ignored). At QoS 0 the parts follow each other,
     at QoS 1 and 2 the packet identifier comes between them.
     """
-    name = encode_string(topic)
+    name = topic.encode()
+    size = len(name)
+    if size > 0xFFFF or "\0" in topic:
+        raise ValueError(f"{topic[:100]!r} can't be a topic name [MQTT-4.7.3-2] [MQTT-4.7.3-3]")
     tail = properties_bytes + payload if version == 5 else payload
-    length = len(name) + len(tail) + (2 if qos else 0)
-    return bytes((0x30 | qos << 1 | retain,)) + encode_variable_integer(length) + name, tail
+    length = size + len(tail) + (4 if qos else 2)
+    first = 0x30 | qos << 1 | retain
+    if length < 0x80:
+        return bytes((first, length, size >> 8, size & 0xFF)) + name, tail
+    return bytes((first,)) + encode_variable_integer(length) + size.to_bytes(2, "big") + name, tail
 
 
 def _frame(first: int, body: bytes) -> bytes:

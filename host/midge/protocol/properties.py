@@ -172,8 +172,7 @@ _PROPERTIES = (
     _Property(41, "subscription_identifier_available", *_FLAG, "CONNACK"),
     _Property(42, "shared_subscription_available", *_FLAG, "CONNACK"),
 )
-_KINDS = frozenset(_ALL.split())
-_BY_IDENTIFIER = {p.identifier: p for p in _PROPERTIES}
+_BY_KIND = {kind: {p.identifier: p for p in _PROPERTIES if kind in p.kinds} for kind in _ALL.split()}
 _BY_NAME = {p.name: p for p in _PROPERTIES}
 _RANK = {p.name: p.identifier for p in _PROPERTIES}
 
@@ -181,17 +180,17 @@ _RANK = {p.name: p.identifier for p in _PROPERTIES}
 def read_properties(data: bytes, at: int, end: int, kind: str) -> tuple[Properties, int]:
     """The properties with their length at *at* of a packet that ends at *end*; and where they end."""
     length, at = read_variable_integer(data, at, end)
-    end_of_packet, end = end, at + length
-    if end > end_of_packet:
+    if at + length > end:
         raise MalformedPacket("properties are longer than their packet (§2.2.2.1)")
+    end = at + length
+    allowed = _BY_KIND[kind]
     found: dict[str, Any] = {}
     while at < end:
-        identifier, at = read_variable_integer(data, at, end)
-        prop = _BY_IDENTIFIER.get(identifier)
-        if prop is None or kind not in prop.kinds:
-            name = prop.name if prop else f"0x{identifier:02x}"
-            raise MalformedPacket(f"property {name} is not one of {kind} [MQTT-2.2.2-2]")
-        value, at = prop.read(data, at, end)
+        identifier = data[at]  # a variable byte integer, but there is none of two bytes
+        prop = allowed.get(identifier)
+        if prop is None:
+            raise MalformedPacket(f"property 0x{identifier:02x} is not one of {kind} [MQTT-2.2.2-2]")
+        value, at = prop.read(data, at + 1, end)
         name = prop.name
         if prop.is_list and (kind == "PUBLISH" or name == "user_property"):
             found.setdefault(name, []).append(value)
@@ -215,7 +214,7 @@ def encode_properties(properties: Properties | None, kind: str) -> bytes:
 
     Raises ValueError for a property that *kind* can't have and for a value that can't be on the wire.
     """
-    if kind not in _KINDS:
+    if kind not in _BY_KIND:
         raise ValueError(f"{kind} has no properties")
     if not properties:
         return b"\x00"

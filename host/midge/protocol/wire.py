@@ -11,6 +11,8 @@ VARIABLE_INTEGER_MAX = 268_435_455  # four bytes of seven bits (§1.5.5)
 
 def read_variable_integer(data: bytes, at: int, end: int) -> tuple[int, int]:
     """The variable byte integer at *at*, in as few bytes as it needs [MQTT-1.5.5-1]; and where it ends."""
+    if at < end and data[at] < 0x80:
+        return data[at], at + 1
     value = shift = 0
     while at < end:
         byte = data[at]
