@@ -9,12 +9,15 @@ It knows nothing of the client, of files or of radios: bring the network up, the
 #
 # A message's way: all connections are read into one shared buffer and parsed in place. A QoS 0 PUBLISH
 # is forwarded out of that buffer as it came, neighbours in one piece, and leaves nothing behind. Whatever
-# must be remembered (QoS 1 and 2, retained, queued) becomes one `message`, shared by all its receivers:
+# must be remembered (QoS 1 and 2, retained, a slow reader's) becomes one `message`, shared by its receivers:
 #
 #     message = length of topic (2 bytes), topic, slot (2 bytes), payload        (bytes)
 #
 # The slot is where the packet identifier goes on the wire, so that sending is one copy; at rest it holds
 # the QoS that the message was published with.
+#
+# This file is kept short for a reason: with 128 kB of heap on the 64-bit unix port (64 kB on a board) it
+# starts from source too, and compiling needs about 17 bytes per token. Annotations would cost 7 kB of it.
 import asyncio
 import gc
 import os
@@ -24,12 +27,9 @@ import time
 
 try:
     from asyncio import core as _core  # MicroPython only
-except ImportError:
-    _core = None
-
-try:
     from micropython import const
 except ImportError:
+    _core = None
 
     def const(value):
         return value
@@ -45,10 +45,9 @@ _PUBREL = const(0x62)
 _PUBCOMP = const(0x70)
 _SUBSCRIBE = const(0x82)
 _UNSUBSCRIBE = const(0xA2)
+_UNSUBACK = const(0xB0)
 _PINGREQ = const(0xC0)
 _DISCONNECT = const(0xE0)
-_CONNACK_BYTES = b"\x20\x02\x00\x00"
-_PINGRESP_BYTES = b"\xd0\x00"
 
 # CONNACK return codes (§3.2.2.3)
 _BAD_LEVEL = const(1)
@@ -57,46 +56,60 @@ _UNAVAILABLE = const(3)
 _NOT_AUTHORIZED = const(5)
 
 # An entry of a session's queue is two neighbours in one list: `meta`, a small integer (no allocation), and
-# the message. meta = packet identifier | QoS << 16 | flags.
-_QOS_SHIFT = const(16)
+# the message. meta = packet identifier | state << 16 | flags; the state is the QoS, or _RELEASED.
+_STATE = const(16)
+_RELEASED = const(3)  # QoS 2, PUBREC came: the message (now b"") is done with, its PUBREL is not
 _RETAIN = const(0x40000)
 _DUP = const(0x80000)
-_RELEASED = const(0x100000)  # PUBREC came: what is left of the message is its PUBREL
+# What ends each state, or takes it one further.
+_ENDS_WITH = (0, _PUBACK, _PUBREC, _PUBCOMP)
 _ENTRY_BYTES = const(48)  # list cells and object headers of one entry on a 64-bit port; half on a board
 
 _QOS2_RECEIVED_MAX = const(128)  # unreleased QoS 2 packet identifiers; Mosquitto allows 20, paho sends 20
-_PENDING_MAX = const(4)  # connections beside max_clients that have not sent CONNECT yet, or take one over
-_ROUTES_MAX = const(16)  # topics whose receivers are remembered; more only cost time
+_PENDING_MAX = const(4)  # connections beside max_clients that have not sent CONNECT yet
+_ROUTES_MAX = const(16)  # topics whose receivers are remembered; more topics only cost time
 _ROUNDS_MAX = const(4)  # buffers read from one connection before the others have their turn
 _LOG_LINES_MAX = const(5)  # per second: a UART of 115,200 bit/s takes 5 ms a line
-_TICK_MS = const(1000)
+
+# Counters, by their place in Broker._counts, and their names under $SYS/broker/.
+_RECEIVED = const(0)  # PUBLISH packets, each QoS 2 message once
+_SENT = const(1)  # PUBLISH packets
+_DROPPED = const(2)  # a queue was full, or no memory
+_REFUSED = const(3)  # connections: no room, not authorized, displaced
+_MALFORMED = const(4)  # connections
+_RETAINED_REFUSED = const(5)
+_SUBSCRIPTIONS_REFUSED = const(6)
+_SYS = (
+    "messages/received",
+    "messages/sent",
+    "messages/dropped",
+    "connections/refused",
+    "connections/malformed",
+    "retained/refused",
+    "subscriptions/refused",
+    "clients/connected",
+    "clients/total",
+    "heap/free",
+    "uptime",
+)
 
 
 class _Malformed(Exception):  # the peer broke the protocol: ends its connection and nothing else
     pass
 
 
-def _print(line):
-    print(line)
+# ---- the two interpreters: clock, sockets, waiting ----
 
-
-# ---- clock: ticks_ms of MicroPython wraps around (after 12 days on a 32-bit board) ----
-
-if hasattr(time, "ticks_ms"):
-    _ticks_ms = time.ticks_ms
-    _ticks_diff = time.ticks_diff
-else:
-
-    def _ticks_ms():
-        return time.monotonic_ns() // 1_000_000
-
-    def _ticks_diff(end, start):
-        return end - start
-
-
-# ---- sockets: all of them are non-blocking; None means "not now" ----
-
+# All sockets are non-blocking; None from _receive or _send means "not now".
+#
+# _watch calls on_ready() whenever the socket is readable (or writable), until that returns False or until
+# the function that _watch returned is called. On MicroPython that is one small generator per socket on
+# asyncio's own poller, through the two calls that its stream.py uses too (what lies beneath them differs
+# between versions), so that the broker sleeps whenever the hosting program does: a poll object of our own
+# couldn't wait together with that program's tasks, and streams would copy and lock per packet.
 if _core:
+    _ticks_ms = time.ticks_ms  # wraps around, after 12 days on a 32-bit board
+    _ticks_diff = time.ticks_diff
 
     def _receive(sock, view):
         return sock.readinto(view)
@@ -104,7 +117,24 @@ if _core:
     def _send(sock, data, offset, length):
         return sock.write(data, offset, length)
 
+    def _wait(queue, sock, on_ready):
+        while True:
+            yield queue(sock)
+            if not on_ready():
+                return
+
+    def _watch(sock, write, on_ready):
+        queue = _core._io_queue
+        task = asyncio.create_task(_wait(queue.queue_write if write else queue.queue_read, sock, on_ready))
+        return lambda: task is asyncio.current_task() or task.cancel()
+
 else:
+
+    def _ticks_ms():
+        return time.monotonic_ns() // 1_000_000
+
+    def _ticks_diff(end, start):
+        return end - start
 
     def _receive(sock, view):
         try:
@@ -118,218 +148,134 @@ else:
         except BlockingIOError:
             return None
 
-
-# Waiting for readiness. MicroPython: one small generator per socket on asyncio's own poller, through the
-# two calls that its stream.py uses and that have been stable since 1.13 (the rest of IOQueue differs
-# between versions), so the broker sleeps when the hosting program sleeps. Streams would cost a copy and
-# a lock per packet; a poll object of our own could not wait together with the hosting program's tasks.
-# CPython: the loop's readers and writers.
-if _core:
-
-    def _wait_readable(sock, on_ready):  # until on_ready() returns False
-        more = True
-        while more:
-            yield _core._io_queue.queue_read(sock)
-            more = on_ready()
-
-    def _wait_writable(sock, on_ready):
-        more = True
-        while more:
-            yield _core._io_queue.queue_write(sock)
-            more = on_ready()
-
-    def _watch_read(sock, on_ready):
-        return asyncio.create_task(_wait_readable(sock, on_ready))
-
-    def _watch_write(sock, on_ready):
-        return asyncio.create_task(_wait_writable(sock, on_ready))
-
-    def _unwatch(watch):
-        if watch is not asyncio.current_task():
-            watch.cancel()
-
-else:
-
-    class _Watch:
-        def __init__(self, add, remove, sock, on_ready):
-            self.remove, self.sock, self.on_ready = remove, sock, on_ready
-            add(sock, self)
-
-        def __call__(self):
-            if not self.on_ready():
-                self.cancel()
-
-        def cancel(self):
-            if self.sock is not None:
-                self.remove(self.sock)
-                self.sock = None
-
-    def _watch_read(sock, on_ready):
+    def _watch(sock, write, on_ready):
         loop = asyncio.get_running_loop()
-        return _Watch(loop.add_reader, loop.remove_reader, sock, on_ready)
+        remove = loop.remove_writer if write else loop.remove_reader
 
-    def _watch_write(sock, on_ready):
-        loop = asyncio.get_running_loop()
-        return _Watch(loop.add_writer, loop.remove_writer, sock, on_ready)
+        def ready():
+            if not on_ready() and sock.fileno() >= 0:
+                remove(sock)
 
-    def _unwatch(watch):
-        watch.cancel()
+        (loop.add_writer if write else loop.add_reader)(sock, ready)
+        return lambda: remove(sock)
 
 
 # ---- codec ----
 
 
-# The remaining length at buffer[at:], which is known to have more than one byte: value << 3 | bytes it
-# takes, or 0 when more must be read first. One integer, since a tuple would be allocated.
+# The remaining length at buffer[at:], when it has more than one byte: value << 3 | bytes it takes, or 0
+# when more must be read first. One integer, since a tuple would be allocated.
 def _remaining_length(buffer, at, end):
-    value = shift = 0
-    for count in range(1, 5):
-        if at == end:
+    value = 0
+    for count in range(4):
+        if at + count == end:
             return 0
-        byte = buffer[at]
-        at += 1
-        value |= (byte & 127) << shift
+        byte = buffer[at + count]
+        value |= (byte & 127) << 7 * count
         if byte < 128:
-            return value << 3 | count
-        shift += 7
-    raise _Malformed("remaining length of more than 4 bytes")
+            return value << 3 | count + 1
+    raise _Malformed("remaining length")
 
 
-# [MQTT-1.5.3-1] no surrogates, no overlong forms; [MQTT-1.5.3-2] no U+0000. MicroPython's own decoding
-# lets surrogates and overlong forms pass.
+# str() checks the form; what MicroPython's lets pass is checked here: overlong forms, surrogates
+# [MQTT-1.5.3-1] and U+0000 [MQTT-1.5.3-2].
 def _text(data):
-    need = 0
-    low, high = 0x80, 0xBF
+    text = str(data, "utf-8")
+    before = 0
     for byte in data:
-        if need:
-            if not low <= byte <= high:
-                raise _Malformed("not UTF-8")
-            low, high = 0x80, 0xBF
-            need -= 1
-        elif byte < 0x80:
-            if byte == 0:
-                raise _Malformed("U+0000 in a string")
-        elif 0xC2 <= byte <= 0xF4:
-            need = 1 if byte < 0xE0 else 2 if byte < 0xF0 else 3
-            if byte == 0xE0:
-                low = 0xA0
-            elif byte == 0xED:
-                high = 0x9F
-            elif byte == 0xF0:
-                low = 0x90
-            elif byte == 0xF4:
-                high = 0x8F
-        else:
-            raise _Malformed("not UTF-8")
-    if need:
-        raise _Malformed("not UTF-8")
-    return str(data, "utf-8")
+        if (
+            not byte
+            or byte in b"\xc0\xc1"
+            or byte > 0xF4
+            or (before == 0xE0 and byte < 0xA0)
+            or (before == 0xED and byte > 0x9F)
+            or (before == 0xF0 and byte < 0x90)
+            or (before == 0xF4 and byte > 0x8F)
+        ):
+            raise _Malformed("not UTF-8, or U+0000")
+        before = byte
+    return text
 
 
-# Fields of one packet, in order; used where allocating is no matter (CONNECT, SUBSCRIBE, UNSUBSCRIBE).
+# Fields of one packet, in order; where allocating is no matter (CONNECT, SUBSCRIBE, UNSUBSCRIBE).
 class _Fields:
-    def __init__(self, view, at, end):
-        self.view, self.at, self.end = view, at, end
+    def __init__(self, data):
+        self.data = data  # memoryview of what is left
 
-    def byte(self):
-        if self.at >= self.end:
+    def take(self, count):
+        data = self.data
+        if count > len(data):
             raise _Malformed("packet too short")
-        self.at += 1
-        return self.view[self.at - 1]
+        self.data = data[count:]
+        return bytes(data[:count])
 
     def integer(self):
-        return self.byte() << 8 | self.byte()
+        pair = self.take(2)
+        return pair[0] << 8 | pair[1]
 
     def binary(self):
-        length = self.integer()
-        start = self.at
-        self.at += length
-        if self.at > self.end:
-            raise _Malformed("packet too short")
-        return bytes(self.view[start : self.at])
+        return self.take(self.integer())
 
     def text(self):
         return _text(self.binary())
 
-    def packet_id(self):
-        packet_id = self.integer()
-        if not packet_id:
-            raise _Malformed("packet identifier 0")  # [MQTT-2.3.1-1]
-        return packet_id
-
-    def finish(self):
-        if self.at != self.end:
-            raise _Malformed("bytes after the last field")
-
 
 def _message(topic, payload, qos):
+    topic = topic.encode()
     return bytes((len(topic) >> 8, len(topic) & 255)) + topic + bytes((0, qos)) + payload
 
 
-def _message_qos(message):
-    return message[3 + (message[0] << 8 | message[1])]
-
-
-def _message_payload(message):
-    return message[4 + (message[0] << 8 | message[1]) :]
+def _slot(message):
+    return 2 + (message[0] << 8 | message[1])
 
 
 # ---- topics ----
 
 
-def check_topic(topic: str) -> None:
+def check_topic(topic):
     if not topic or "+" in topic or "#" in topic:
-        raise _Malformed("topic name empty or with a wildcard")  # [MQTT-3.3.2-2], [MQTT-4.7.3-1]
+        raise _Malformed("topic name")  # [MQTT-3.3.2-2], [MQTT-4.7.3-1]
 
 
-def check_filter(topic_filter: str) -> None:
+def check_filter(topic_filter):
     levels = topic_filter.split("/")
     for level in levels:
-        # [MQTT-4.7.1-2], [MQTT-4.7.1-3]; `#` must be the last level
-        if len(level) > 1 and ("#" in level or "+" in level):
-            raise _Malformed("wildcard beside other characters")
+        if len(level) > 1 and ("#" in level or "+" in level):  # [MQTT-4.7.1-2], [MQTT-4.7.1-3]
+            raise _Malformed("topic filter")
     if not topic_filter or "#" in levels[:-1]:
-        raise _Malformed("topic filter empty or # not last")
+        raise _Malformed("topic filter")
 
 
-def matches(topic_filter: str, topic: str) -> bool:
-    if topic[0] == "$" and topic_filter[0] in "+#":
+def matches(topic_filter, topic):
+    if topic[0] == "$" != topic_filter[0]:
         return False  # [MQTT-4.7.2-1]
     levels = topic.split("/")
-    count = len(levels)
     at = 0
     for level in topic_filter.split("/"):
         if level == "#":
             return True
-        if at == count or (level != "+" and level != levels[at]):
+        if at == len(levels) or (level != "+" and level != levels[at]):
             return False
         at += 1
-    return at == count
-
-
-# Who receives a topic. Valid until a subscription changes; found again by the topic's bytes in place.
-class _Route:
-    def __init__(self, key, topic):
-        self.key = key  # length and bytes of the topic, as on the wire
-        self.topic = topic
-        self.targets = []  # session, granted QoS, session, granted QoS ...
-        self.callbacks = []  # of the hosting program
+    return at == len(levels)
 
 
 # ---- session: what outlives a connection ----
 
 
 class _Session:
+    connection = None  # set by CONNECT, cleared when the connection closes
+    absent_since_s = 0
+    in_flight = 0  # entries at the queue's head that were sent on this connection
+    passed = 0  # entries that wait no longer, ever: sent or dropped
+    queued_bytes = 0
+    packet_id = 0  # the last one given
+
     def __init__(self, client_id, clean):
         self.client_id = client_id
         self.clean = clean
-        self.connection = None  # set by CONNECT, cleared when the connection closes
-        self.absent_since_s = 0
         self.subscriptions = {}  # topic filter -> granted QoS
         self.queue = []  # meta, message, meta, message ...: first those in flight, then those that wait
-        self.in_flight = 0  # entries at the head that were sent on this connection
-        self.queued_bytes = 0
-        self.packet_id = 0  # the last one given
         self.received = []  # packet identifiers of QoS 2 between PUBLISH and PUBREL
 
     def waiting(self):
@@ -341,14 +287,12 @@ class _Session:
             if self.find(self.packet_id) < 0:
                 return self.packet_id
 
-    # Index of the entry in flight, or -1. The first almost always, since clients acknowledge in order.
+    # Where the entry in flight is, or -1. The first almost always, since clients acknowledge in order.
     def find(self, packet_id):
         queue = self.queue
-        for at in range(0, len(queue), 2):
+        for at in range(0, 2 * self.in_flight, 2):
             if queue[at] & 0xFFFF == packet_id:
                 return at
-            if not queue[at] & 0xFFFF:
-                break  # from here on nothing was ever sent
         return -1
 
 
@@ -356,265 +300,212 @@ class _Session:
 
 
 class _Connection:
-    def __init__(self, sock, now):
+    session = None  # set by CONNECT
+    stop_writing = None  # ends the watch of a stalled socket
+    rest = None  # the beginning of a packet whose end has not come
+    unsent = None  # what the socket did not take of a write; None: not stalled
+    forward = 0  # buffer[forward:forward_end] is to be sent as it is
+    forward_end = 0
+    dirty = False  # in Broker._dirty
+    pings = 0  # PINGRESPs due ...
+    pings_after = 0  # ... once session.passed has come so far
+    will = None  # a message; cleared by DISCONNECT
+    route = None  # of the last PUBLISH
+
+    def __init__(self, broker, sock):
         self.sock = sock  # None once closed
-        self.session = None  # set by CONNECT
-        self.reader = None  # the watches; a stalled connection is not read from
-        self.writer = None
-        self.last_ms = now  # when bytes last came, or went to a stalled reader
-        self.deadline_ms = 0  # 1.5 times the keep alive, 0: none; until CONNECT its deadline
-        self.rest = None  # the beginning of a packet whose end has not come
-        self.unsent = None  # what the socket did not take of a write; None: not stalled
-        self.control = []  # acknowledgements (type << 16 | packet identifier) and ready packets (bytes)
-        self.gathered = False  # control has QoS 0 messages
-        self.forward = 0  # this part of the receive buffer is to be forwarded
-        self.forward_end = 0
-        self.dirty = False
-        self.pings = 0  # PINGRESPs due ...
-        self.pings_after = 0  # ... once so many of the entries waiting have gone
-        self.bridge = False
-        self.will = None  # (message, retain)
-        self.route = None  # of the last PUBLISH
+        self.control = bytearray()  # acknowledgements to send
+        self.last_ms = _ticks_ms()  # when bytes last came
+        self.deadline_ms = broker.connect_timeout_s * 1000  # of silence; after CONNECT 1.5 keep alives, 0: none
+        self.stop_reading = _watch(sock, False, lambda: broker._on_readable(self))
 
 
 # ---- broker ----
 
 
 class Broker:
-    # auth(client_id: str, user: str | None, password: bytes | None) -> bool
-    # log(line: str); at most a few lines a second
-    # budget_bytes: heap to plan with, by default what is free now; the limits that are not given follow.
-    def __init__(
-        self,
-        port=1883,
-        bind="0.0.0.0",
-        max_clients=8,
-        auth=None,
-        log=_print,
-        budget_bytes=0,
-        max_sessions=0,
-        max_packet=0,
-        max_queued_messages=0,
-        max_queued_bytes=0,
-        max_session_bytes=0,
-        max_retained_messages=0,
-        max_retained_bytes=0,
-        max_subscription_bytes=0,
-        max_inflight=16,
-        connect_timeout_s=10,
-        session_expiry_s=86_400,
-        sys_interval_s=10,
-    ):
-        gc.collect()
-        if not budget_bytes:
-            budget_bytes = gc.mem_free() if hasattr(gc, "mem_free") else 4_000_000
-        self.port, self.bind, self.auth, self.log = port, bind, auth, log
-        self.budget_bytes = budget_bytes
-        self.max_clients = max_clients
-        self.max_sessions = max_sessions or 2 * max_clients
-        # Two buffers of one packet each: an eighth of the budget.
-        self.max_packet = max_packet or min(max(budget_bytes // 16, 256), 65_536)
-        self.max_queued_messages = max_queued_messages or min(max(budget_bytes // 1000, 16), 1000)
-        self.max_queued_bytes = max_queued_bytes or budget_bytes // 4
-        self.max_session_bytes = max_session_bytes or self.max_queued_bytes // 2
-        self.max_retained_messages = max_retained_messages or self.max_queued_messages
-        self.max_retained_bytes = max_retained_bytes or budget_bytes // 8
-        self.max_subscription_bytes = max_subscription_bytes or budget_bytes // 16
-        self.max_inflight = max_inflight
-        self.connect_timeout_s = connect_timeout_s
-        self.session_expiry_s = session_expiry_s
-        self.sys_interval_s = sys_interval_s
+    uptime_s = 0
+    _ms = 0  # of the second that has begun
+    _log_lines = 0  # in this second
+    _queued_bytes = 0  # of all sessions
+    _retained_bytes = 0
+    _listener = None  # set by listen(), cleared by close()
+    _stop_accepting = None
 
-        self._listener = None
-        self._accepting = None
-        self._running = None  # the task in run()
-        self._connections = []
-        self._sessions = {}
+    # auth(client_id: str, user: str | None, password: bytes | None) -> bool
+    # log(line: str): a few lines a second at most
+    # budget_bytes: the heap to plan with, by default what is free now
+    # limits: any of those in `limits` below, which else follow from the budget
+    def __init__(self, port=1883, bind="0.0.0.0", max_clients=8, auth=None, log=print, budget_bytes=0, **limits):
+        gc.collect()
+        budget = budget_bytes or (gc.mem_free() if _core else 4_000_000)
+        messages = min(max(budget // 1000, 16), 1000)  # Mosquitto queues 1000
+        self._limits = {
+            "budget_bytes": budget,
+            "max_clients": max_clients,
+            "max_sessions": 2 * max_clients,
+            "max_packet": min(max(budget // 16, 256), 65_536),  # twice: to receive, to send
+            "max_queued_messages": messages,  # per session
+            "max_session_bytes": budget // 8,  # of one session's queue
+            "max_queued_bytes": budget // 4,  # of all queues
+            "max_retained_messages": messages,
+            "max_retained_bytes": budget // 8,
+            "max_subscription_bytes": budget // 16,
+            "max_inflight": 16,  # Mosquitto: 20
+            "connect_timeout_s": 10,
+            "session_expiry_s": 86_400,  # an absent session older than this makes room when there is none
+            "sys_interval_s": 10,
+        }
+        for name in limits:
+            if name not in self._limits:
+                raise TypeError(name)
+        self._limits.update(limits)
+        for name, value in self._limits.items():
+            setattr(self, name, value)
+        self.port = port
+        self.bind = bind
+        self.auth = auth
+        self.log = log
+        self._connections = []  # in the order of their coming
+        self._sessions = {}  # client identifier -> session
         self._retained = {}  # topic -> message
-        self._local = []  # (topic filter, callback)
-        self._routes = []
-        self._dirty = []  # connections with something to send
-        self._busy = False  # inside _read: the turn's end flushes
+        self._local = []  # topic filter, callback of the hosting program
+        self._routes = []  # (length and bytes of the topic, topic, [(session, QoS), ...], callbacks)
+        self._dirty = []  # connections that have something to send
         self._buffer = bytearray(self.max_packet)
         self._view = memoryview(self._buffer)
-        self._stage = bytearray(self.max_packet + 4)  # outgoing packets are put together here
+        self._stage = bytearray(self.max_packet + 64)  # outgoing packets are put together here
         self._stage_view = memoryview(self._stage)
-        self._log_lines = 0
-        self._anonymous = 0  # client identifiers given
-        # counters; $SYS shows them
-        self.uptime_s = 0
-        self._uptime_ms = 0
-        self._tick_at = 0
-        self.messages_received = 0
-        self.messages_sent = 0
-        self.messages_dropped = 0  # queue full, or no memory
-        self.retained_refused = 0
-        self.subscriptions_refused = 0
-        self.connections_refused = 0
-        self.connections_malformed = 0
-        self.queued_bytes = 0
-        self.retained_bytes = 0
-        self.subscription_bytes = 0
+        self._counts = [0] * 7
 
     def limits(self):
-        return {name: value for name, value in self.__dict__.items() if name[:4] == "max_" or name == "budget_bytes"}
+        return self._limits
 
     # ---- the hosting program's side ----
 
-    # callback(topic: str, payload: bytes, retained: bool), at once and in the broker's task: be quick.
+    # callback(topic: str, payload: bytes, retained: bool) is called at once, in the broker's task: be quick.
     def subscribe(self, topic_filter, callback):
         check_filter(topic_filter)
         self._local.append((topic_filter, callback))
         self._forget_routes()
-        for topic in list(self._retained):
+        for topic, message in list(self._retained.items()):
             if matches(topic_filter, topic):
-                self._call(callback, topic, _message_payload(self._retained[topic]), True)
-
-    def unsubscribe(self, topic_filter, callback):
-        self._local.remove((topic_filter, callback))
-        self._forget_routes()
+                self._call(callback, topic, message[_slot(message) + 2 :], True)
 
     def publish(self, topic, payload, qos=0, retain=False):
         check_topic(topic)
-        if isinstance(payload, str):
-            payload = payload.encode()
-        topic = topic.encode()
-        message = _message(topic, payload, qos)
-        self._publish(self._find_route(message, 0, 2 + len(topic)), message, retain, None)
-        if not self._busy:
-            self._flush()
+        self._publish_message(_message(topic, payload.encode() if isinstance(payload, str) else payload, qos), retain)
+        self._flush()
 
     def listen(self):
         port = self.port
-        while True:
-            # A board's socket can't tell which port it was given (no getsockname), so 0 is ours to choose.
-            if not self.port:
-                port = 49152 + (int.from_bytes(os.urandom(2), "big") & 0x3FFF)
-            family, _, _, _, address = socket.getaddrinfo(self.bind, port, 0, socket.SOCK_STREAM)[0]
-            sock = socket.socket(family, socket.SOCK_STREAM)
+        while self._listener is None:
+            if not self.port:  # a board's socket can't tell which port it was given: 0 is ours to choose
+                port = 49152 + (os.urandom(1)[0] << 6 | os.urandom(1)[0] & 63)
+            info = socket.getaddrinfo(self.bind, port, 0, socket.SOCK_STREAM)[0]
+            sock = socket.socket(info[0], socket.SOCK_STREAM)
             try:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                sock.bind(address)
+                sock.bind(info[-1])
                 sock.listen(self.max_clients + _PENDING_MAX)
-                break
+                sock.setblocking(False)
+                self._listener = sock
             except OSError:
                 sock.close()
                 if self.port:
                     raise
-        sock.setblocking(False)
         self.port = port
-        self._listener = sock
 
+    # Until close(), within a second.
     async def run(self):
-        if self._listener is None:
-            self.listen()
-        self._running = asyncio.current_task()
-        self._accepting = _watch_read(self._listener, self._accept)
-        self._tick_at = _ticks_ms()
+        self.listen()
+        self._stop_accepting = _watch(self._listener, False, self._accept)
+        self._tick_ms = _ticks_ms()
         try:
-            while self._listener is not None:
-                await asyncio.sleep(_TICK_MS / 1000)
+            while self._listener:
+                await asyncio.sleep(1)
                 self._tick()
-        except asyncio.CancelledError:
-            if self._listener is not None:
-                raise
         finally:
-            self._running = None
             self.close()
 
     def close(self):
-        if self._listener is None:
-            return
-        if self._accepting is not None:
-            _unwatch(self._accepting)
-        self._listener.close()
-        self._listener = None
-        for connection in list(self._connections):
-            self._close(connection)
-        if self._running is not None and self._running is not asyncio.current_task():
-            self._running.cancel()
+        if self._listener:
+            if self._stop_accepting:
+                self._stop_accepting()
+            self._listener.close()
+            self._listener = None
+            for connection in list(self._connections):
+                self._close(connection)
 
-    # ---- time ----
+    # ---- once a second ----
 
     def _tick(self):
         now = _ticks_ms()
-        self._uptime_ms += _ticks_diff(now, self._tick_at)
-        self._tick_at = now
-        while self._uptime_ms >= 1000:
-            self._uptime_ms -= 1000
-            self.uptime_s += 1
-            if self.sys_interval_s and self.uptime_s % self.sys_interval_s == 0:
-                self._publish_sys(None)
-        if self._log_lines > _LOG_LINES_MAX:
-            self.log("... and %d lines more" % (self._log_lines - _LOG_LINES_MAX))
+        self._ms += _ticks_diff(now, self._tick_ms)
+        self._tick_ms = now
         self._log_lines = 0
+        while self._ms >= 1000:
+            self._ms -= 1000
+            self.uptime_s += 1
+            if self.uptime_s % self.sys_interval_s == 0:
+                self._publish_sys()
         for connection in list(self._connections):
             if connection.deadline_ms and _ticks_diff(now, connection.last_ms) > connection.deadline_ms:
-                self._close(connection, "keep alive timeout" if connection.session else "no CONNECT in time")
+                self._close(connection, "silent for too long")  # [MQTT-3.1.2-24]
         self._flush()
 
-    def _log(self, connection, reason):
-        self._log_lines += 1
-        if self._log_lines <= _LOG_LINES_MAX:
-            session = connection.session
-            self.log("closed %s: %s" % (session.client_id if session else "a connection", reason))
+    # To whoever has subscribed to them; kept nowhere.
+    def _publish_sys(self):
+        connected = sum(1 for connection in self._connections if connection.session)
+        free = gc.mem_free() if _core else 0
+        values = self._counts + [connected, len(self._sessions), free, self.uptime_s]  # noqa: RUF005
+        for name, value in zip(_SYS, values):
+            topic = "$SYS/broker/" + name
+            targets, callbacks = self._resolve(topic)
+            if targets or callbacks:
+                self._publish((b"", topic, targets, callbacks), _message(topic, str(value).encode(), 0), 0, None)
 
     # ---- connections come and go ----
 
     def _accept(self):
         try:
-            for _ in range(_PENDING_MAX):
-                sock, _ = self._listener.accept()
-                self._accepted(sock)
+            sock = self._listener.accept()[0]
+            sock.setblocking(False)
+            # When all places are taken, whoever has been silent longest without CONNECT gives way, so that
+            # connections that were opened and abandoned lock nobody out.
+            if len(self._connections) >= self.max_clients + _PENDING_MAX:
+                self._counts[_REFUSED] += 1
+                for connection in self._connections:
+                    if connection.session is None:
+                        self._close(connection)
+                        break
+                else:
+                    sock.close()
+                    return True
+            self._connections.append(_Connection(self, sock))
+            sock.setsockopt(6, 1, 1)  # TCP_NODELAY: we write once per burst, waiting gains nothing
         except OSError:
-            pass  # no more for now (EAGAIN), or gone before we looked (ECONNABORTED)
+            pass  # gone again, or no such option on this port
         except MemoryError:
-            self.connections_refused += 1
             gc.collect()
         return True
 
-    def _accepted(self, sock):
-        if len(self._connections) >= self.max_clients + _PENDING_MAX:
-            # The newcomer takes the place of whoever has been silent longest, so that connections that
-            # were opened and abandoned lock nobody out.
-            self.connections_refused += 1
-            for connection in self._connections:
-                if connection.session is None:
-                    self._close(connection, "displaced before CONNECT")
-                    break
-            else:
-                sock.close()
-                return
-        try:
-            sock.setblocking(False)
-            sock.setsockopt(6, 1, 1)  # TCP_NODELAY: we write once per burst, waiting gains nothing
-        except OSError:
-            pass  # not on this port
-        connection = _Connection(sock, _ticks_ms())
-        connection.deadline_ms = self.connect_timeout_s * 1000
-        self._connections.append(connection)
-        self._start_reading(connection)
-
-    def _start_reading(self, connection):
-        connection.reader = _watch_read(connection.sock, lambda: self._read(connection))
-
-    def _start_writing(self, connection):
-        connection.writer = _watch_write(connection.sock, lambda: self._resume(connection))
-
-    # Ends a connection; without a reason it ended well. The will goes out unless DISCONNECT cleared it.
+    # Ends a connection, well when there is no reason to tell.
     def _close(self, connection, reason=None):
+        self._flush()  # what was answered before is sent
         if connection.sock is None:
             return
-        if reason:
-            self._log(connection, reason)
-        if connection.reader is not None:
-            _unwatch(connection.reader)
-        if connection.writer is not None:
-            _unwatch(connection.writer)
-        connection.sock.close()
-        connection.sock = connection.rest = connection.unsent = None
-        self._connections.remove(connection)
         session = connection.session
+        if reason:
+            self._log_lines += 1
+            if self._log_lines <= _LOG_LINES_MAX:
+                self.log("closed %s: %s" % (session.client_id if session else "a newcomer", reason))
+        connection.stop_reading()
+        if connection.stop_writing:
+            connection.stop_writing()
+        connection.sock.close()
+        connection.sock = connection.unsent = None
+        self._connections.remove(connection)
         if session is None:
             return
         session.connection = None
@@ -622,84 +513,78 @@ class Broker:
             self._drop_session(session)
         else:
             self._leave(session)
-        will = connection.will
-        if will is not None:
-            connection.will = None
-            message, retain = will
-            length = 2 + (message[0] << 8 | message[1])
-            self._publish(self._find_route(message, 0, length), message, retain, None)
+        if connection.will:
+            self._publish_message(connection.will, connection.will_retain)
 
     # An absent session keeps QoS 1 and 2; what was in flight is sent again, marked, in the same order.
     def _leave(self, session):
         session.absent_since_s = self.uptime_s
         queue = session.queue
-        for at in range(len(queue) - 2, -1, -2):
-            if not queue[at] >> _QOS_SHIFT & 3:
+        at = 0
+        while at < len(queue):
+            if queue[at] >> _STATE & 3:
+                if queue[at] & 0xFFFF:
+                    queue[at] |= _DUP
+                at += 2
+            else:
                 self._remove(session, at)
-            elif queue[at] & 0xFFFF and not queue[at] & _RELEASED:
-                queue[at] |= _DUP
         session.in_flight = 0
 
     def _drop_session(self, session):
         del self._sessions[session.client_id]
-        self.queued_bytes -= session.queued_bytes
-        session.queue = []
-        for topic_filter in session.subscriptions:
-            self.subscription_bytes -= len(topic_filter) + _ENTRY_BYTES
+        self._queued_bytes -= session.queued_bytes
         self._forget_routes()
 
-    # ---- bytes in ----
-
-    # Reads and handles what has come; False: don't call again.
-    def _read(self, connection):
-        if connection.unsent is not None:
-            # Who doesn't take what we send isn't read from: that bounds what we owe it. _resume goes on.
-            connection.reader = None
-            return False
-        self._busy = True
+    # One step of a connection's work: whatever goes wrong in it ends this connection and no other.
+    def _guard(self, step, connection):
         try:
-            for _ in range(_ROUNDS_MAX):
-                if not self._receive(connection):
-                    break
-        except _Malformed as error:
-            self.connections_malformed += 1
-            self._send(connection)
-            self._close(connection, error.args[0])
+            step(connection)
+        except (_Malformed, UnicodeError) as error:
+            self._counts[_MALFORMED] += 1
+            self._close(connection, str(error))
         except OSError:
             self._close(connection, "connection lost")
         except MemoryError:
             gc.collect()
-            self.connections_refused += 1
+            self._counts[_DROPPED] += 1
             self._close(connection, "out of memory")
-        self._busy = False
-        self._flush()
-        return connection.sock is not None
 
-    # One buffer full; True when there may be more.
-    def _receive(self, connection):
-        start = 0
+    def _call(self, hook, *arguments):
+        try:
+            return hook(*arguments)
+        except Exception as error:  # noqa: BLE001 - the hosting program's mistake must not end a client
+            self.log("%s: %r" % (hook, error))
+
+    # ---- bytes in ----
+
+    def _on_readable(self, connection):
+        self._guard(self._read, connection)
+        self._flush()
+        return connection.sock
+
+    def _read(self, connection):
         view = self._view
+        start = 0
         rest = connection.rest
-        if rest is not None:
+        if rest:
             start = len(rest)
             view[:start] = rest
             view = view[start:]
         count = _receive(connection.sock, view)
         if count is None:
-            return False
+            return
         if not count:
             self._close(connection, "connection lost" if connection.will else None)
-            return False
+            return
         connection.rest = None
         connection.last_ms = _ticks_ms()
         end = start + count
-        at = self._parse(connection, end)
-        if connection.sock is None:
-            return False
+        start = self._parse(connection, end)
+        if len(connection.control) > self.max_packet:
+            raise _Malformed("does not read our answers")
         self._flush()
-        if at < end:
-            connection.rest = bytes(self._view[at:end])
-        return end == self.max_packet and connection.unsent is None
+        if start < end:
+            connection.rest = bytes(self._view[start:end])
 
     # Handles all complete packets in the buffer; returns where the first incomplete one begins.
     def _parse(self, connection, end):
@@ -723,172 +608,138 @@ class Broker:
                     raise _Malformed("packet too large")
                 break
             if header == _PUBLISH:
-                route = connection.route
-                key = route.key if route is not None else None
-                if key is None or not buffer.startswith(key, at) or at + len(key) > after:
-                    route = self._publish_route(at, after)
-                    connection.route = route
-                    key = route.key
-                count = 1
-                first = start
-                size = after - start
-                start = after
-                # Its neighbours with the same topic and length, if any, go with it in one piece.
-                if length < 128:
-                    while (
-                        start + size <= end
-                        and buffer[start] == _PUBLISH
-                        and buffer[start + 1] == length
-                        and buffer.startswith(key, start + 2)
-                    ):
-                        start += size
-                        count += 1
-                self.messages_received += count
-                self._forward(connection, route, first, size, count)
+                after = self._forward(connection, start, at, after, end)
+            elif header >> 4 == 3:
+                self._receive_publish(connection, header, at, after)
+            elif length == 2 and header in (_PUBACK, _PUBREC, _PUBREL, _PUBCOMP):
+                self._receive_acknowledgement(connection, header, buffer[at] << 8 | buffer[at + 1])
             else:
-                if header >> 4 == 3:
-                    self._receive_publish(connection, header, start, at, after)
-                elif length == 2 and header in (_PUBACK, _PUBREC, _PUBREL, _PUBCOMP):
-                    self._receive_ack(connection, header, buffer[at] << 8 | buffer[at + 1])
-                else:
-                    self._receive_other(connection, header, at, after)
-                if connection.sock is None:
-                    return end
-                start = after
+                self._receive_other(connection, header, at, after)
+            if connection.sock is None:
+                return end
+            start = after
         return start
 
     def _receive_other(self, connection, header, at, after):
+        session = connection.session
         if header == _PINGREQ and at == after:
             connection.pings += 1
-            connection.pings_after = connection.session.waiting()
+            connection.pings_after = session.passed + session.waiting()
             self._mark(connection)
         elif header == _DISCONNECT and at == after:
             connection.will = None  # [MQTT-3.14.4-3]
-            self._send(connection)
             self._close(connection)
-        elif header == _CONNECT and connection.session is None:
-            self._connect(connection, _Fields(self._view, at, after))
-        elif header == _SUBSCRIBE:
-            self._subscribe(connection, _Fields(self._view, at, after))
-        elif header == _UNSUBSCRIBE:
-            self._unsubscribe(connection, _Fields(self._view, at, after))
+        elif header == _CONNECT and session is None:
+            self._connect(connection, _Fields(self._view[at:after]))
+        elif header == _SUBSCRIBE or header == _UNSUBSCRIBE:
+            self._change_subscriptions(connection, header == _SUBSCRIBE, _Fields(self._view[at:after]))
         else:
             raise _Malformed("unexpected packet 0x%02x" % header)
 
-    # ---- PUBLISH ----
+    # ---- routes ----
 
-    # The route of the topic at buffer[at:], after checking it.
-    def _publish_route(self, at, after):
+    # The route of the PUBLISH whose topic is at buffer[at:].
+    def _route(self, connection, at, after):
         buffer = self._buffer
-        if after - at < 2:
-            raise _Malformed("packet too short")
-        topic_end = at + 2 + (buffer[at] << 8 | buffer[at + 1])
-        if topic_end > after:
-            raise _Malformed("packet too short")
-        return self._find_route(buffer, at, topic_end)
+        route = connection.route
+        if route is None or not buffer.startswith(route[0], at) or at + len(route[0]) > after:
+            end = at + _slot(self._view[at:]) if at + 2 <= after else after + 1
+            if end > after:
+                raise _Malformed("packet too short")
+            route = connection.route = self._find_route(buffer, at, end)
+        return route
 
     def _find_route(self, data, at, end):
-        length = end - at
         for route in self._routes:
-            if len(route.key) == length and data.startswith(route.key, at):
+            if data.startswith(route[0], at):
                 return route
         key = bytes(memoryview(data)[at:end])
         topic = _text(key[2:])
         check_topic(topic)
-        route = self._resolve(key, topic)
+        targets, callbacks = self._resolve(topic)
+        route = (key, topic, targets, callbacks)
         if len(self._routes) >= _ROUTES_MAX:
             self._routes.pop()
         self._routes.insert(0, route)
         return route
 
-    # Each session once, at the highest QoS of the subscriptions that match [MQTT-3.3.5-1].
-    def _resolve(self, key, topic):
-        route = _Route(key, topic)
+    # Each session once, at the highest QoS of those of its subscriptions that match [MQTT-3.3.5-1].
+    def _resolve(self, topic):
+        targets = []
         for session in self._sessions.values():
             best = -1
             for topic_filter, qos in session.subscriptions.items():
                 if qos > best and matches(topic_filter, topic):
                     best = qos
             if best >= 0:
-                route.targets.append(session)
-                route.targets.append(best)
-        for topic_filter, callback in self._local:
-            if matches(topic_filter, topic):
-                route.callbacks.append(callback)
-        return route
+                targets.append((session, best))
+        return targets, [callback for topic_filter, callback in self._local if matches(topic_filter, topic)]
 
     def _forget_routes(self):
         self._routes.clear()
         for connection in self._connections:
             connection.route = None
 
-    # Forwards *count* QoS 0 PUBLISH packets of *size* bytes each, at buffer[first:], as they are.
-    def _forward(self, connection, route, first, size, count):
-        end = first + size * count
-        targets = route.targets
-        slow = None
-        for index in range(0, len(targets), 2):
-            session = targets[index]
+    # ---- PUBLISH ----
+
+    # A plain QoS 0 PUBLISH, buffer[start:after], goes to its receivers as it is, together with those that
+    # follow it and have the same topic and length; returns where the last one ends. If a receiver can't
+    # take it from the buffer (it is slow, or something else goes first), this one takes the long way.
+    def _forward(self, connection, start, at, after, end):
+        buffer = self._buffer
+        route = self._route(connection, at, after)
+        targets = route[2]
+        straight = not route[3]
+        for session, _ in targets:
             target = session.connection
-            if target is None or (target is connection and target.bridge):
-                continue
-            if target.unsent is not None or len(session.queue) > 2 * session.in_flight:
-                slow = slow or []
-                slow.append(session)
-                continue
-            self.messages_sent += count
-            if not target.forward_end:
-                target.forward = first
-                target.forward_end = end
-                self._mark(target)
-            elif target.forward_end == first and not target.gathered:
-                target.forward_end = end
-            else:
-                target.control.append(bytes(self._view[first:end]))
-                target.gathered = True
-        if slow or route.callbacks:
-            for first in range(first, end, size):
-                self._queue_forwarded(route, first, first + size, slow)
+            if target and (
+                target.unsent
+                or (target.forward_end and target.forward_end != start)
+                or len(session.queue) > 2 * session.in_flight
+            ):
+                straight = False
+        if not straight:
+            self._receive_publish(connection, _PUBLISH, at, after)
+            return after
+        size = after - start
+        count = 1
+        if at == start + 2:  # the length takes one byte: easily compared
+            key = route[0]
+            length = buffer[start + 1]
+            while (
+                after + size <= end
+                and buffer[after] == _PUBLISH
+                and buffer[after + 1] == length
+                and buffer.startswith(key, after + 2)
+            ):
+                after += size
+                count += 1
+        self._counts[_RECEIVED] += count
+        for session, _ in targets:
+            target = session.connection
+            if target and not (target is connection and target.bridge):
+                if not target.forward_end:
+                    target.forward = start
+                    self._mark(target)
+                target.forward_end = after
+                self._counts[_SENT] += count
+        return after
 
-    # For receivers that can't take a QoS 0 message straight from the buffer.
-    def _queue_forwarded(self, route, first, end, slow):
-        try:
-            payload = bytes(self._view[first:end])
-            at = 1
-            while payload[at] > 127:
-                at += 1
-            payload = payload[at + 1 + len(route.key) :]
-            message = None
-            for session in slow or ():
-                if self._has_room(session, len(route.key) + 2 + len(payload) + _ENTRY_BYTES, 0):
-                    message = message or route.key + b"\x00\x00" + payload
-                    self._enqueue(session, message, 0)
-        except MemoryError:
-            self.messages_dropped += 1
-            return
-        for callback in route.callbacks:
-            self._call(callback, route.topic, payload, False)
-
-    # A PUBLISH that is more than plain QoS 0.
-    def _receive_publish(self, connection, header, start, at, after):
+    def _receive_publish(self, connection, header, at, after):
         buffer = self._buffer
         qos = header >> 1 & 3
-        if qos == 3 or (header & 8 and not qos):
-            raise _Malformed("QoS 3, or DUP at QoS 0")  # [MQTT-3.3.1-4], [MQTT-3.3.1-2]
-        route = connection.route
-        if route is None or not buffer.startswith(route.key, at) or at + len(route.key) > after:
-            route = connection.route = self._publish_route(at, after)
-        slot = at + len(route.key)
+        if qos == 3 or header & 14 == 8:
+            raise _Malformed("PUBLISH flags")  # [MQTT-3.3.1-4], [MQTT-3.3.1-2]
+        route = self._route(connection, at, after)
+        slot = at + len(route[0])
         if not qos:
-            message = route.key + b"\x00\x00" + bytes(self._view[slot:after])
-            self.messages_received += 1
-            self._publish(route, message, True, connection)
+            self._counts[_RECEIVED] += 1
+            message = route[0] + b"\x00\x00" + bytes(self._view[slot:after])
+            self._publish(route, message, header & 1, connection)
             return
-        if slot + 2 > after:
-            raise _Malformed("packet too short")
-        packet_id = buffer[slot] << 8 | buffer[slot + 1]
+        packet_id = buffer[slot] << 8 | buffer[slot + 1] if slot + 2 <= after else 0
         if not packet_id:
-            raise _Malformed("packet identifier 0")
+            raise _Malformed("packet identifier")  # [MQTT-2.3.1-1]
         received = connection.session.received
         if qos == 1 or packet_id not in received:
             buffer[slot] = 0
@@ -898,143 +749,114 @@ class Broker:
                 if len(received) >= _QOS2_RECEIVED_MAX:
                     raise _Malformed("too many QoS 2 messages without PUBREL")
                 received.append(packet_id)
-            self.messages_received += 1
+            self._counts[_RECEIVED] += 1
             self._publish(route, message, header & 1, connection)
         self._acknowledge(connection, _PUBACK if qos == 1 else _PUBREC, packet_id)
 
+    def _publish_message(self, message, retain):
+        self._publish(self._find_route(message, 0, _slot(message)), message, retain, None)
+
     def _publish(self, route, message, retain, source):
+        _, topic, targets, callbacks = route
         if retain:
-            self._retain(route.topic, message)
-        qos = _message_qos(message)
-        targets = route.targets
-        for index in range(0, len(targets), 2):
-            session = targets[index]
+            self._retain(topic, message)
+        published = message[_slot(message) + 1]
+        for session, granted in targets:
+            qos = min(published, granted)
             target = session.connection
-            effective = targets[index + 1]
-            if qos < effective:
-                effective = qos
-            if target is None:
-                if not effective:
-                    continue  # QoS 0 is not kept for the absent
-            elif target is source and target.bridge:
-                continue
-            if self._has_room(session, len(message) + _ENTRY_BYTES, effective):
-                self._enqueue(session, message, effective << _QOS_SHIFT)
-        for callback in route.callbacks:
-            self._call(callback, route.topic, _message_payload(message), False)
-
-    def _call(self, callback, topic, payload, retained):
-        try:
-            callback(topic, payload, retained)
-        except Exception as error:  # noqa: BLE001 - the hosting program's mistake must not end a client
-            self.log("callback for %s: %r" % (topic, error))
-
-    # ---- what is kept: retained messages and queues ----
+            # QoS 0 is not kept for the absent; nothing goes back to a bridge (DESIGN §5: no loops).
+            if (target or qos) and not (target and target is source and target.bridge):
+                self._enqueue(session, message, qos << _STATE)
+        for callback in callbacks:
+            self._call(callback, topic, message[_slot(message) + 2 :], False)
 
     def _retain(self, topic, message):
         old = self._retained.get(topic)
-        size = 0 if old is None else len(old) + len(topic) + _ENTRY_BYTES
-        if not _message_payload(message):  # [MQTT-3.3.1-10]
-            if old is not None:
-                del self._retained[topic]
-                self.retained_bytes -= size
+        freed = len(old) + len(topic) + _ENTRY_BYTES if old else 0
+        if len(message) == _slot(message) + 2:  # no payload: deletes [MQTT-3.3.1-10]
+            self._retained.pop(topic, None)
+            self._retained_bytes -= freed
             return
-        more = len(message) + len(topic) + _ENTRY_BYTES - size
-        if self.retained_bytes + more > self.max_retained_bytes or (
-            old is None and len(self._retained) >= self.max_retained_messages
-        ):
-            self.retained_refused += 1
+        size = self._retained_bytes - freed + len(message) + len(topic) + _ENTRY_BYTES
+        if size > self.max_retained_bytes or not (old or len(self._retained) < self.max_retained_messages):
+            self._counts[_RETAINED_REFUSED] += 1
             return
         self._retained[topic] = message
-        self.retained_bytes += more
+        self._retained_bytes = size
 
-    # Makes room for *size* bytes in the session's queue: the oldest that waits goes; a QoS 0 message
-    # displaces nothing. When all queues together are full, the largest one pays.
-    def _has_room(self, session, size, qos):
-        while session.waiting() >= self.max_queued_messages or session.queued_bytes + size > self.max_session_bytes:
-            if not qos or not self._drop_oldest(session):
-                self.messages_dropped += 1
-                return False
-        while self.queued_bytes + size > self.max_queued_bytes:
-            largest = session
-            for other in self._sessions.values():
-                if other.queued_bytes > largest.queued_bytes and other.waiting():
-                    largest = other
-            if (largest is session and not qos) or not self._drop_oldest(largest):
-                self.messages_dropped += 1
-                return False
-        return True
+    # ---- queues ----
 
-    def _drop_oldest(self, session):
-        if not session.waiting():
-            return False
-        self._remove(session, 2 * session.in_flight)
-        self.messages_dropped += 1
-        if session.connection is not None and session.connection.pings_after:
-            session.connection.pings_after -= 1
-        return True
-
+    # Appends to the session's queue. When that is full, the oldest that waits goes (a QoS 0 message
+    # displaces nothing); when all queues together are, the oldest of the largest.
     def _enqueue(self, session, message, meta):
-        queue = session.queue
-        try:
-            queue.append(meta)
-            queue.append(message)
-        except MemoryError:
-            if len(queue) & 1:
-                queue.pop()
-            self.messages_dropped += 1
-            return
         size = len(message) + _ENTRY_BYTES
+        while True:
+            if (
+                session.waiting() >= self.max_queued_messages
+                or session.queued_bytes + size > self.max_session_bytes
+            ):
+                victim = session
+            elif self._queued_bytes + size > self.max_queued_bytes:
+                victim = max(self._sessions.values(), key=lambda other: other.queued_bytes * (other.waiting() > 0))
+            else:
+                break
+            self._counts[_DROPPED] += 1
+            if not victim.waiting() or (victim is session and not meta >> _STATE & 3):
+                return
+            self._remove(victim, 2 * victim.in_flight)
+            victim.passed += 1
+        try:
+            session.queue.append(meta)  # the list grows in even steps: the second append allocates nothing
+            session.queue.append(message)
+        except MemoryError:
+            self._counts[_DROPPED] += 1
+            return
         session.queued_bytes += size
-        self.queued_bytes += size
+        self._queued_bytes += size
         if session.connection is not None:
             self._mark(session.connection)
 
-    # Takes the entry out of the queue; who calls keeps in_flight right.
     def _remove(self, session, at):
-        queue = session.queue
-        message = queue[at + 1]
-        size = _ENTRY_BYTES if message is None else len(message) + _ENTRY_BYTES
+        size = _ENTRY_BYTES + len(session.queue.pop(at + 1))
+        session.queue.pop(at)
         session.queued_bytes -= size
-        self.queued_bytes -= size
-        queue.pop(at)
-        queue.pop(at)
+        self._queued_bytes -= size
 
     # ---- acknowledgements ----
 
     def _acknowledge(self, connection, header, packet_id):
-        connection.control.append(header << 16 | packet_id)
+        control = connection.control
+        control.append(header)
+        control.append(2)
+        control.append(packet_id >> 8)
+        control.append(packet_id & 255)
         self._mark(connection)
 
-    def _receive_ack(self, connection, header, packet_id):
+    def _receive_acknowledgement(self, connection, header, packet_id):
         if not packet_id:
-            raise _Malformed("packet identifier 0")
+            raise _Malformed("packet identifier")
         session = connection.session
         if header == _PUBREL:
             if packet_id in session.received:
                 session.received.remove(packet_id)
             self._acknowledge(connection, _PUBCOMP, packet_id)
             return
-        at = session.find(packet_id)
-        known = 0 <= at < 2 * session.in_flight
-        if header == _PUBREC:
-            # Answered even when unknown, so that the receiver can forget it [MQTT-4.3.3-1].
-            if known and session.queue[at] >> _QOS_SHIFT & 3 == 2 and not session.queue[at] & _RELEASED:
-                size = len(session.queue[at + 1])
-                session.queue[at] |= _RELEASED
-                session.queue[at + 1] = None
-                session.queued_bytes -= size
-                self.queued_bytes -= size
+        if header == _PUBREC:  # answered even when unknown, so that the receiver can forget it
             self._acknowledge(connection, _PUBREL, packet_id)
+        at = session.find(packet_id)
+        queue = session.queue
+        if at < 0 or header != _ENDS_WITH[queue[at] >> _STATE & 3]:
             return
-        # PUBACK ends QoS 1, PUBCOMP a released QoS 2; any other one is ignored.
-        if known and (session.queue[at] >> _QOS_SHIFT & 3 == 1) == (header == _PUBACK):
-            if header == _PUBCOMP and not session.queue[at] & _RELEASED:
-                return
-            self._remove(session, at)
-            session.in_flight -= 1
-            if len(session.queue) > 2 * session.in_flight:
-                self._mark(connection)
+        if header == _PUBREC:
+            size = len(queue[at + 1])
+            session.queued_bytes -= size
+            self._queued_bytes -= size
+            queue[at] = _RELEASED << _STATE | packet_id
+            queue[at + 1] = b""
+            return
+        self._remove(session, at)
+        session.in_flight -= 1
+        self._mark(connection)
 
     # ---- bytes out ----
 
@@ -1047,138 +869,85 @@ class Broker:
         while self._dirty:
             connection = self._dirty.pop()
             connection.dirty = False
-            self._send(connection)
+            self._guard(self._transmit, connection)
 
-    # Sends what the connection has to send, as few and as large writes as the stage allows, until the
-    # socket takes no more.
-    def _send(self, connection):
-        if connection.sock is None or connection.unsent is not None:
-            return
-        try:
-            session = connection.session
-            first, end = connection.forward, connection.forward_end
-            idle = not (connection.control or connection.pings) and (
-                session is None or len(session.queue) == 2 * session.in_flight
-            )
-            if end and idle:
-                connection.forward_end = 0
-                self._write(connection, self._buffer, self._view, first, end)
-                return
-            while connection.unsent is None:
-                end = self._fill(connection)
-                if not end:
-                    break
-                self._write(connection, self._stage, self._stage_view, 0, end)
-        except OSError:
-            self._close(connection, "connection lost")
-        except MemoryError:
-            gc.collect()
-            self._close(connection, "out of memory")
-
-    def _write(self, connection, data, view, first, end):
-        count = _send(connection.sock, data, first, end - first) or 0
-        if first + count < end:
-            connection.unsent = bytes(view[first + count : end])
-            self._start_writing(connection)
-
-    # The socket takes bytes again; False: all is sent, don't call again.
-    def _resume(self, connection):
-        try:
-            unsent = connection.unsent
-            count = _send(connection.sock, unsent, 0, len(unsent)) or 0
-            connection.last_ms = _ticks_ms()
-            if count < len(unsent):
-                connection.unsent = unsent[count:]
-                return True
-            connection.unsent = None
-            _unwatch(connection.writer)
-            connection.writer = None
-            self._send(connection)
-            if connection.sock is not None and connection.unsent is None and connection.reader is None:
-                self._start_reading(connection)
-        except OSError:
-            self._close(connection, "connection lost")
-        except MemoryError:
-            gc.collect()
-            self._close(connection, "out of memory")
-        self._flush()
-        return False
-
-    # Puts packets into the stage, as many as fit; returns the bytes used.
-    def _fill(self, connection):
-        stage = self._stage
-        room = len(stage)
-        at = connection.forward_end - connection.forward
+    # Sends what there is to send, in as few and as large writes as the stage allows, until the socket
+    # takes no more.
+    def _transmit(self, connection):
         if connection.forward_end:
-            stage[:at] = self._view[connection.forward : connection.forward_end]
+            end = connection.forward_end
             connection.forward_end = 0
-        else:
-            at = 0
-        control = connection.control
-        done = 0
-        for item in control:
-            size = 4 if isinstance(item, int) else len(item)
-            if at + size > room:
-                break
-            if isinstance(item, int):
-                stage[at] = item >> 16
-                stage[at + 1] = 2
-                stage[at + 2] = item >> 8 & 255
-                stage[at + 3] = item & 255
-            else:
-                stage[at : at + size] = item
-            at += size
-            done += 1
-        if done < len(control):
-            connection.control = control[done:]
-            return at
-        control.clear()
-        connection.gathered = False
-        if connection.session is not None:
-            at = self._fill_queue(connection, connection.session, at)
-            # DESIGN §4, the drained marker: PINGRESP follows all that waited when PINGREQ came.
-            if connection.pings and not connection.pings_after and at + 2 <= room:
-                connection.pings -= 1
-                stage[at : at + 2] = _PINGRESP_BYTES
-                at += 2
-        return at
+            self._write(connection, self._buffer, connection.forward, end)
+        while connection.sock and not connection.unsent:
+            end = len(connection.control)
+            if end:
+                self._stage[:end] = connection.control
+                connection.control[:] = b""
+            if connection.session is not None:
+                end = self._fill(connection, connection.session, end)
+            if not end:
+                return
+            self._write(connection, self._stage, 0, end)
 
-    def _fill_queue(self, connection, session, at):
+    def _write(self, connection, data, start, end):
+        start += _send(connection.sock, data, start, end - start) or 0
+        if start < end:
+            connection.unsent = bytes(memoryview(data)[start:end])
+            if connection.stop_writing is None:
+                connection.stop_writing = _watch(connection.sock, True, lambda: self._on_writable(connection))
+
+    def _on_writable(self, connection):
+        self._guard(self._resume, connection)
+        self._flush()
+        if not connection.unsent:
+            connection.stop_writing = None
+        return connection.unsent
+
+    def _resume(self, connection):
+        unsent = connection.unsent
+        connection.unsent = unsent[_send(connection.sock, unsent, 0, len(unsent)) or 0 :]
+        if not connection.unsent:
+            self._mark(connection)
+
+    # Puts what waits in the queue into stage[at:], as much as fits and the window allows.
+    def _fill(self, connection, session, at):
+        stage = self._stage
         queue = session.queue
-        while session.in_flight < self.max_inflight:
+        while session.in_flight < self.max_inflight and session.waiting() and len(connection.control) < 60:
             index = 2 * session.in_flight
-            if index == len(queue):
-                break
             meta = queue[index]
             message = queue[index + 1]
-            if at + (4 if message is None else len(message) + 5) > len(self._stage) and at:
-                break
-            if connection.pings_after:
-                connection.pings_after -= 1
-            if message is None:
-                self._stage[at : at + 4] = bytes((_PUBREL, 2, meta >> 8 & 255, meta & 255))
-                at += 4
-                session.in_flight += 1
-                continue
-            self.messages_sent += 1
-            if meta >> _QOS_SHIFT & 3:
-                if not meta & 0xFFFF:
-                    meta |= session.next_packet_id()
-                    queue[index] = meta
-                session.in_flight += 1
-                at = self._put(at, meta, message)
-            else:
-                at = self._put(at, meta, message)
+            if at + len(message) + 5 > len(stage):
+                return at
+            session.passed += 1
+            if not meta >> _STATE & 3:
+                at = self._put(at, _PUBLISH | (meta & _RETAIN) >> 18, 0, message)
                 self._remove(session, index)
+                continue
+            session.in_flight += 1
+            if meta >> _STATE & 3 == _RELEASED:
+                self._acknowledge(connection, _PUBREL, meta & 0xFFFF)
+                continue
+            if not meta & 0xFFFF:
+                meta |= session.next_packet_id()
+                queue[index] = meta
+            header = _PUBLISH | (meta >> _STATE & 3) << 1 | (meta & _RETAIN) >> 18 | (meta & _DUP) >> 16
+            at = self._put(at, header, meta, message)
+        # DESIGN §4, the drained marker: PINGRESP follows all that waited when PINGREQ came.
+        while connection.pings and session.passed >= connection.pings_after and at + 2 <= len(stage):
+            connection.pings -= 1
+            stage[at] = 0xD0
+            stage[at + 1] = 0
+            at += 2
         return at
 
-    # Encodes one PUBLISH into the stage.
-    def _put(self, at, meta, message):
+    # Encodes one PUBLISH into stage[at:].
+    def _put(self, at, header, packet_id, message):
+        self._counts[_SENT] += 1
         stage = self._stage
-        qos = meta >> _QOS_SHIFT & 3
-        slot = 2 + (message[0] << 8 | message[1])
-        length = len(message) - (0 if qos else 2)
-        stage[at] = _PUBLISH | (8 if meta & _DUP else 0) | qos << 1 | (1 if meta & _RETAIN else 0)
+        size = len(message)
+        length = size if header & 6 else size - 2
+        stage[at] = header
         at += 1
         while length > 127:
             stage[at] = length & 127 | 128
@@ -1186,234 +955,156 @@ class Broker:
             at += 1
         stage[at] = length
         at += 1
-        if qos:
-            stage[at : at + len(message)] = message
-            stage[at + slot] = meta >> 8 & 255
-            stage[at + slot + 1] = meta & 255
-            return at + len(message)
-        stage[at : at + slot] = message[:slot]
-        at += slot
-        slot += 2
-        stage[at : at + len(message) - slot] = message[slot:]
-        return at + len(message) - slot
+        stage[at : at + size] = message
+        end = at + size
+        at += _slot(message)
+        if header & 6:
+            stage[at] = packet_id >> 8 & 255
+            stage[at + 1] = packet_id & 255
+            return end
+        stage[at : end - 2] = self._stage_view[at + 2 : end]  # QoS 0 has no packet identifier
+        return end - 2
 
     # ---- CONNECT ----
 
     def _connect(self, connection, fields):
         name = fields.binary()
-        level = fields.byte()
-        bridge = level & 0x80  # Mosquitto's bridges mark themselves so
-        level &= 0x7F
-        if not ((name == b"MQTT" and level != 3) or (name == b"MQIsdp" and level == 3)):
+        level = fields.take(1)[0]
+        connection.bridge = level > 127  # so Mosquitto's bridges mark themselves
+        level &= 127
+        if name != (b"MQIsdp" if level == 3 else b"MQTT"):
             raise _Malformed("not MQTT")  # [MQTT-3.1.2-1]
-        if level > 4 or level < 3:
-            self._refuse(connection, _BAD_LEVEL, "protocol level %d" % level)  # [MQTT-3.1.2-2]
+        if level != 3 and level != 4:
+            self._refuse(connection, _BAD_LEVEL)  # [MQTT-3.1.2-2]
             return
-        flags = fields.byte()
-        will_flags = flags & 0x38
-        if flags & 1 or (will_flags and not flags & 4) or will_flags & 0x18 == 0x18 or flags & 0xC0 == 0x40:
-            raise _Malformed("CONNECT flags")  # [MQTT-3.1.2-3], -13 to -15, -22
+        flags = fields.take(1)[0]
+        if flags & 1 or flags & 0x18 == 0x18 or flags & 0xC0 == 0x40 or (flags & 0x38 and not flags & 4):
+            raise _Malformed("CONNECT flags")  # [MQTT-3.1.2-3], -11, -13 to -15, -22
         keep_alive_s = fields.integer()
         client_id = fields.text()
-        will = None
+        will = user = password = None
         if flags & 4:
             topic = fields.text()
             check_topic(topic)
-            will = (_message(topic.encode(), fields.binary(), flags >> 3 & 3), flags & 0x20)
-        user = fields.text() if flags & 0x80 else None
-        password = fields.binary() if flags & 0x40 else None
-        fields.finish()
-        clean = bool(flags & 2)
+            will = _message(topic, fields.binary(), flags >> 3 & 3)
+        if flags & 0x80:
+            user = fields.text()
+        if flags & 0x40:
+            password = fields.binary()
+        if fields.data:
+            raise _Malformed("bytes after the last field")
+        clean = flags & 2
+        code = 0
         if not client_id and not clean:
-            self._refuse(connection, _BAD_CLIENT_ID, "no client identifier")  # [MQTT-3.1.3-8]
+            code = _BAD_CLIENT_ID  # [MQTT-3.1.3-8]
+        elif self.auth and not self._call(self.auth, client_id, user, password):
+            code = _NOT_AUTHORIZED
+        elif not self._open_session(connection, client_id or "auto-" + os.urandom(6).hex(), clean):
+            code = _UNAVAILABLE
+        if code:
+            self._refuse(connection, code)
             return
-        if self.auth is not None and not self._authorized(client_id, user, password):
-            self._refuse(connection, _NOT_AUTHORIZED, "not authorized")
-            return
-        if not self._open_session(connection, client_id, clean):
-            self._refuse(connection, _UNAVAILABLE, "no room for %s" % client_id)
-            return
-        connection.bridge = bool(bridge)
-        connection.will = will
         connection.deadline_ms = keep_alive_s * 1500  # [MQTT-3.1.2-24]
+        connection.will = will
+        connection.will_retain = flags & 0x20
 
-    def _authorized(self, client_id, user, password):
-        try:
-            return self.auth(client_id, user, password)
-        except Exception as error:  # noqa: BLE001 - a hook that fails lets nobody in
-            self.log("auth: %r" % error)
-            return False
+    def _refuse(self, connection, code):
+        self._counts[_REFUSED] += 1
+        connection.control.extend(bytes((0x20, 2, 0, code)))
+        self._mark(connection)
+        self._close(connection, "CONNECT refused, code %d" % code)
 
-    def _refuse(self, connection, code, reason):
-        self.connections_refused += 1
-        connection.control.append(bytes((0x20, 2, 0, code)))
-        self._send(connection)
-        self._close(connection, reason)
-
+    # Finds or makes the session and answers; False when there is no room.
     def _open_session(self, connection, client_id, clean):
-        if not client_id:
-            self._anonymous += 1
-            client_id = "\x00%d" % self._anonymous  # no client can send U+0000
-        session = self._sessions.get(client_id)
-        if session is not None and session.connection is not None:
+        sessions = self._sessions
+        session = sessions.get(client_id)
+        if session and session.connection:
             self._close(session.connection, "taken over by a new connection")  # [MQTT-3.1.4-2]
-            session = self._sessions.get(client_id)
-        connected = sum(1 for other in self._connections if other.session is not None)
-        if connected >= self.max_clients:
+        if sum(1 for other in self._connections if other.session) >= self.max_clients:
             return False
-        if session is not None and clean:
+        session = sessions.get(client_id)
+        if session and clean:
             self._drop_session(session)
             session = None
-        present = session is not None
-        if session is None:
-            if len(self._sessions) >= self.max_sessions and not self._expire_session():
+        # When all places are taken, a session goes that has been away for long enough.
+        if session is None and len(sessions) >= self.max_sessions:
+            for other in list(sessions.values()):
+                if not other.connection and self.uptime_s - other.absent_since_s >= self.session_expiry_s:
+                    self._drop_session(other)
+            if len(sessions) >= self.max_sessions:
                 return False
-            session = self._sessions[client_id] = _Session(client_id, clean)
+        connection.control.extend(b"\x20\x02\x01\x00" if session else b"\x20\x02\x00\x00")
+        if session is None:
+            session = sessions[client_id] = _Session(client_id, clean)
         session.connection = connection
         connection.session = session
-        connection.control.append(b"\x20\x02\x01\x00" if present else _CONNACK_BYTES)
         self._mark(connection)
-        return True
-
-    # All places are taken: the session that has been away longest goes, if that is long enough.
-    def _expire_session(self):
-        oldest = None
-        for session in self._sessions.values():
-            if session.connection is None and (oldest is None or session.absent_since_s < oldest.absent_since_s):
-                oldest = session
-        if oldest is None or self.uptime_s - oldest.absent_since_s < self.session_expiry_s:
-            return False
-        self._drop_session(oldest)
         return True
 
     # ---- SUBSCRIBE and UNSUBSCRIBE ----
 
-    def _subscribe(self, connection, fields):
-        packet_id = fields.packet_id()
+    def _change_subscriptions(self, connection, subscribe, fields):
+        packet_id = fields.integer()
+        if not packet_id or not fields.data:
+            raise _Malformed("SUBSCRIBE")  # [MQTT-2.3.1-1], [MQTT-3.8.3-3], [MQTT-3.10.3-2]
         wanted = []
-        while fields.at < fields.end or not wanted:  # [MQTT-3.8.3-3] at least one
+        while fields.data:
             topic_filter = fields.text()
             check_filter(topic_filter)
-            qos = fields.byte()
+            qos = fields.take(1)[0] if subscribe else 0
             if qos > 2:
-                raise _Malformed("requested QoS")  # [MQTT-3.8.3-4]
+                raise _Malformed("requested QoS")  # [MQTT-3-8.3-4]
             wanted.append((topic_filter, qos))
-        session = connection.session
-        codes = bytearray()
-        for topic_filter, qos in wanted:
-            codes.append(qos if self._add_subscription(session, topic_filter, qos) else 0x80)
         self._forget_routes()
-        length = 2 + len(codes)
-        header = bytes((0x90, length)) if length < 128 else bytes((0x90, length & 127 | 128, length >> 7))
-        connection.control.append(header + bytes((packet_id >> 8, packet_id & 255)) + codes)
+        session = connection.session
+        if not subscribe:
+            for topic_filter, _ in wanted:
+                session.subscriptions.pop(topic_filter, None)
+            self._acknowledge(connection, _UNSUBACK, packet_id)
+            return
+        answer = bytearray((packet_id >> 8, packet_id & 255))
+        for topic_filter, qos in wanted:
+            answer.append(qos if self._add_subscription(session, topic_filter, qos) else 0x80)
+        length = len(answer)
+        header = (0x90, length) if length < 128 else (0x90, length & 127 | 128, length >> 7)
+        connection.control.extend(bytes(header) + answer)
         self._mark(connection)
-        for index, (topic_filter, qos) in enumerate(wanted):
-            if codes[index] != 0x80:
-                self._send_retained(connection, session, topic_filter, qos)
 
     def _add_subscription(self, session, topic_filter, qos):
-        if topic_filter not in session.subscriptions:
-            size = len(topic_filter) + _ENTRY_BYTES
-            # Shared subscriptions don't exist yet: saying so is better than granting them.
-            if topic_filter.startswith("$share/") or self.subscription_bytes + size > self.max_subscription_bytes:
-                self.subscriptions_refused += 1
-                return False
-            self.subscription_bytes += size
+        used = sum(len(other) + _ENTRY_BYTES for each in self._sessions.values() for other in each.subscriptions)
+        # Shared subscriptions don't exist yet: saying so is better than granting them.
+        if topic_filter.startswith("$share/") or used + len(topic_filter) > self.max_subscription_bytes:
+            self._counts[_SUBSCRIPTIONS_REFUSED] += 1
+            return False
         session.subscriptions[topic_filter] = qos
+        self._send_retained(session, topic_filter, qos)
         return True
 
-    def _send_retained(self, connection, session, topic_filter, qos):
+    def _send_retained(self, session, topic_filter, qos):
         if topic_filter.startswith("$SYS"):
-            self._publish_sys(session)
-            return
+            self._publish_sys()
         for topic, message in self._retained.items():
             if matches(topic_filter, topic):
-                if session.waiting() >= self.max_queued_messages:
-                    self._send(connection)
-                effective = min(qos, _message_qos(message))
-                if self._has_room(session, len(message) + _ENTRY_BYTES, effective):
-                    self._enqueue(session, message, effective << _QOS_SHIFT | _RETAIN)
-
-    def _unsubscribe(self, connection, fields):
-        packet_id = fields.packet_id()
-        filters = []
-        while fields.at < fields.end or not filters:  # [MQTT-3.10.3-2]
-            topic_filter = fields.text()
-            check_filter(topic_filter)
-            filters.append(topic_filter)
-        for topic_filter in filters:
-            if connection.session.subscriptions.pop(topic_filter, None) is not None:
-                self.subscription_bytes -= len(topic_filter) + _ENTRY_BYTES
-        self._forget_routes()
-        self._acknowledge(connection, 0xB0, packet_id)
-
-    # ---- $SYS ----
-
-    def _sys(self):
-        values = (
-            ("clients/connected", sum(1 for other in self._connections if other.session is not None)),
-            ("clients/total", len(self._sessions)),
-            ("messages/received", self.messages_received),
-            ("messages/sent", self.messages_sent),
-            ("messages/dropped", self.messages_dropped),
-            ("messages/queued/bytes", self.queued_bytes),
-            ("retained/count", len(self._retained)),
-            ("retained/refused", self.retained_refused),
-            ("subscriptions/refused", self.subscriptions_refused),
-            ("connections/refused", self.connections_refused),
-            ("connections/malformed", self.connections_malformed),
-            ("heap/free", gc.mem_free() if hasattr(gc, "mem_free") else 0),
-            ("uptime", self.uptime_s),
-        )
-        return values
-
-    # To one session that has just subscribed, as retained, or to all subscribers. Nothing is kept.
-    def _publish_sys(self, only):
-        wanted = [f for f, _ in self._local if f.startswith("$SYS")]
-        for session in self._sessions.values():
-            if session.connection is not None:
-                wanted.extend(f for f in session.subscriptions if f.startswith("$SYS"))
-        if not wanted:
-            return
-        for name, value in self._sys():
-            topic = "$SYS/broker/" + name
-            route = self._resolve(b"", topic)
-            if only is not None:
-                if only in route.targets:
-                    self._enqueue(only, _message(topic.encode(), str(value).encode(), 0), _RETAIN)
-            elif route.targets or route.callbacks:
-                self._publish(route, _message(topic.encode(), str(value).encode(), 0), False, None)
+                self._enqueue(session, message, min(qos, message[_slot(message) + 1]) << _STATE | _RETAIN)
 
 
 # ---- as a program: micropython midge_broker.py PORT [BIND] ----
 
 
 def main(arguments):
-    if len(arguments) not in (1, 2):
-        print("usage: midge_broker.py PORT [BIND]")
-        return 2
-    broker = Broker(int(arguments[0]), arguments[1] if len(arguments) == 2 else "127.0.0.1")
+    broker = Broker(int(arguments[0]), arguments[1] if len(arguments) > 1 else "127.0.0.1")
     broker.listen()
     print("listening on mqtt://%s:%d" % (broker.bind, broker.port))
-    if hasattr(sys.stdout, "flush"):
+    if _core is None:  # MicroPython knows no signal but Ctrl-C, and doesn't buffer its output
+        import signal
+
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         sys.stdout.flush()
-    if _core is None:
-        _end_on_sigterm()
     try:
         asyncio.run(broker.run())
     except KeyboardInterrupt:
         pass
-    return 0
-
-
-def _end_on_sigterm():  # MicroPython has no signals but Ctrl-C
-    import signal
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])
