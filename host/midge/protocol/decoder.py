@@ -118,7 +118,7 @@ class Decoder:
         end = len(data)
         size_max = self._max_packet_size
         is_v5 = self.version == 5
-        hands_runs = self._hands_runs
+        run_first = 0x30 if self._hands_runs else -1  # the first byte of what may begin a run
         append = packets.append
         while at + 1 < end:
             first = data[at]
@@ -154,14 +154,8 @@ class Decoder:
             if topic is None:
                 topic = self._topic(name)
             payload_at = topic_end
-            if (
-                first == 0x30
-                and hands_runs
-                and not (is_v5 and _has_properties(data, topic_end, packet_end, topic))
-            ):
-                count = 1
-                start = at
-                at = packet_end
+            if first == run_first and not (is_v5 and _has_properties(data, topic_end, packet_end, topic)):
+                start, at, count = at, packet_end, 1
                 if data.startswith(name, packet_end + topic_at - start):
                     at, count = _scan_run(data, start, body, topic_end + is_v5, packet_end, size_max)
                 append(PublishRun(topic, data[start:at], count))
