@@ -83,8 +83,9 @@ class PlainView:
         _say(f"> {topic} {payload}")
         if not self._told:
             self._told = True
-            ours, mosquittos = self._how_to_publish
-            _say(f"Your turn, in another terminal:  {ours}   or   {mosquittos}")
+            _say("Your turn, in another terminal:")
+            for command in self._how_to_publish:
+                _say(f"    {command}")
 
     def line(self, name: str) -> Callable[[str], None]:
         return lambda text: _say(f"[{name}] {text}")
@@ -124,10 +125,10 @@ class LiveView:
         self._topics[topic] = payload.decode("utf-8", "replace"), count + 1, time.monotonic()
 
     def command(self, topic: str, payload: str) -> None:
-        self._events.append(Text.assemble(("sent   ", "bold green"), f"{topic} {payload}"))
+        self._events.append(Text.assemble(("sent       ", "bold green"), f"{topic} {payload}"))
 
     def line(self, name: str) -> Callable[[str], None]:
-        return lambda text: self._events.append(Text.assemble((f"{name:7}", "dim"), text[:200]))
+        return lambda text: self._events.append(Text.assemble((f"{name:11}", "dim"), text[:200]))
 
     def note(self, text: str) -> None:
         self._events.append(Text(text, style="bold"))
@@ -146,8 +147,6 @@ class LiveView:
             table.add_row(Text(topic), Text(payload[:60]), str(count), f"{now - when:.0f}")
         if len(self._topics) > _TOPICS_MAX:
             table.caption = f"and {len(self._topics) - _TOPICS_MAX} more topics: midge sub -v -t '#'"
-        ours, mosquittos = self._how_to_publish
-        turn = Text.assemble(
-            ("Your turn, in another terminal:  ", "bold"), ours, ("   or   ", "bold"), mosquittos
-        )
-        self._live.update(Group(table, *self._events, turn), refresh=True)
+        turn = Text("Your turn, in another terminal (Ctrl-C ends the demo):", style="bold")
+        commands = (Text(f"    {command}") for command in self._how_to_publish)
+        self._live.update(Group(table, *self._events, turn, *commands), refresh=True)
