@@ -170,7 +170,7 @@ class Server:
     async def _write(self, batch: Batch) -> None:
         """Write *batch* in the writer's thread, then release what rested on it."""
         assert self._store is not None
-        while True:
+        while batch:
             try:
                 await self._loop.run_in_executor(self._writer, self._store.write, batch)
                 break

@@ -70,6 +70,9 @@ class Bridge:
         while True:
             link = _Link(self)
             reason = await link.run()
+            if link.is_cleaning:
+                log.info("bridge %s: ended what an earlier store of ours had under way", section.name)
+                continue
             if link.was_up:
                 wait_s = section.reconnect_min
             if reason != last_reason or link.was_up:  # an absent board is worth one line, not one a second
@@ -93,7 +96,7 @@ class _Link(asyncio.Protocol):
         self._skipped: set[int] = set()  # QoS 2 messages of ours that no rule takes out any more
         self._last_received = 0.0
         self._last_sent = 0.0
-        self._is_cleaning = False  # this connection only ends an old session on the remote side
+        self.is_cleaning = False  # this connection only ends an old session on the remote side
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.was_up = False
 
@@ -132,7 +135,7 @@ class _Link(asyncio.Protocol):
     async def _watch(self) -> None:
         """The deadline for CONNACK, then the keep alive: PINGREQ when nothing else was sent."""
         await asyncio.sleep(_CONNECT_TIMEOUT_S)
-        if not self.was_up and not self._is_cleaning:
+        if not self.was_up and not self.is_cleaning:
             self._end(f"no CONNACK within {_CONNECT_TIMEOUT_S:.0f} s")
         keep_alive_s = self._bridge.section.keep_alive
         while True:
@@ -152,8 +155,8 @@ class _Link(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_HIGH)
         self._last_received = self._bridge.now()
-        self._is_cleaning = self._must_clean()
-        self._send(self._connect_packet(self._is_cleaning))
+        self.is_cleaning = self._must_clean()
+        self._send(self._connect_packet(self.is_cleaning))
         self._flush()
 
     def _must_clean(self) -> bool:
@@ -212,12 +215,12 @@ class _Link(asyncio.Protocol):
             )
             return
         bridge = self._bridge
-        if self._is_cleaning:
+        if self.is_cleaning:
             _Local(bridge, self).close()  # our session exists from now on
             bridge.end_turn_soon()
             self._send(p.Disconnect(0, None))
             self._flush()
-            self._end("ended the session of an earlier store")
+            self._end("cleaned")
             return
         self.was_up = True
         log.info("bridge %s to %s: connected", bridge.section.name, bridge.section.address)

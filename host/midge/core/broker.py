@@ -68,10 +68,8 @@ class Broker:
         turn is held back until `committed`."""
         ready, self.ready = self.ready, []
         if self.changes is not None:
-            # What rests on a commit when nothing new is to be written rests on the last batch taken.
-            number = self.changes.batch.number if self.changes.batch else self.changes.batch.number - 1
             for connection in ready:
-                connection.end_turn(number)
+                connection.end_turn(self.changes)
         return ready
 
     def take_batch(self) -> Batch | None:

@@ -99,14 +99,27 @@ class Changes:
         self.batch = Batch(1)
         self._next_message_key = next_message_key
         self.pending_bytes = 0  # of payloads in the batch; reset by `take`
+        self._is_rested_on = False  # set by `rest`, reset by `take`
+
+    def rest(self) -> int:
+        """The number of the batch that output of this turn has to wait for."""
+        if self.batch:
+            self._is_rested_on = True
+            return self.batch.number
+        return self.batch.number - 1  # nothing new is to be written: the last one that was taken
 
     def take(self) -> Batch | None:
-        """The batch to write, if there is anything in it; the next one begins."""
+        """The batch to write, and the next one begins; None if there is nothing to write or to wait for.
+
+        It may be empty: what output rests on can go again before it is written, and the output still
+        has to be released.
+        """
         batch = self.batch
-        if not batch:
+        if not batch and not self._is_rested_on:
             return None
         self.batch = Batch(batch.number + 1)
         self.pending_bytes = 0
+        self._is_rested_on = False
         return batch
 
     # -- messages: stored once, deleted with the last reference --

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from midge.core.broker import Broker
+    from midge.core.changes import Changes
     from midge.core.session import Delivery, Session
     from midge.core.timers import Timer
 
@@ -193,12 +194,12 @@ class Connection:
         """Nothing waits to be taken, neither for this turn's end nor for a commit."""
         return not self.out and not self._held
 
-    def end_turn(self, batch: int) -> None:
-        """The turn is over: what rests on its *batch*, or queues behind such output, is held back."""
+    def end_turn(self, changes: Changes) -> None:
+        """The turn is over: what rests on its changes, or queues behind such output, is held back."""
         if not self.out or not (self._rests or self._held):
             return
         held = self._held
-        number = batch if self._rests else held[-1][0]
+        number = changes.rest() if self._rests else held[-1][0]
         if held and held[-1][0] >= number:
             held[-1][1].extend(self.out)
         else:

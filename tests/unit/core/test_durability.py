@@ -104,6 +104,18 @@ def test_what_came_and_went_within_one_batch_is_not_written() -> None:
     assert not batch.messages and not batch.queue
 
 
+def test_what_rested_on_a_batch_that_became_empty_is_released() -> None:
+    core = Core(is_durable=True)
+    subscriber = persistent(core, qos=1)
+    publisher = core.client("pub")
+    publisher.take()
+    publisher.publish("a", b"x", 1, commit=False)
+    assert publisher.take() == []
+    subscriber.send(p.Puback(1), commit=False)
+    core.turn()
+    assert kinds(publisher.take()) == [p.Puback]
+
+
 def test_a_restart_has_sessions_subscriptions_queues_and_retained_messages() -> None:
     core = Core(is_durable=True)
     persistent(core, "one", 1).lose()
