@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import pytest
 
-from paho_peer import TIMEOUT_S, Paho
+from paho_peer import TIMEOUT_S, Paho, sweep
 
 
 @pytest.fixture
 def paho():
-    """Makes clients (`paho(broker, "name", clean=False)`), and takes them away after the test."""
+    """Makes clients (`paho(broker, "name", clean=False)`); leaves no session and nothing retained behind."""
     made: list[Paho] = []
 
     def connect(broker, *args: object, **options: object) -> Paho:
@@ -22,8 +22,9 @@ def paho():
 
     yield connect
     for peer in made:
-        peer.client.disconnect()
-        peer.client.loop_stop()
+        peer.disconnect()
+    for port in {peer.port for peer in made}:
+        sweep(port, {peer.client_id for peer in made if peer.port == port and peer.may_leave_a_session})
 
 
 @pytest.fixture

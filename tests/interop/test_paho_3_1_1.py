@@ -1,15 +1,23 @@
 """Paho's client over MQTT 3.1.1 against the host's broker, the board's broker and Mosquitto alike.
 
-Each test starts its broker afresh; a case that Mosquitto fails is suspected first.
+The tests share a broker of each kind and leave nothing on it; a case that Mosquitto fails is suspected first.
 """
 
 import pytest
 from paho.mqtt.client import MQTTv31
 
+from brokers import BROKERS, START
+
 # What the board's broker is asked to carry in one message; the host and Mosquitto get more.
 BIG_BYTES = {"board": 4_000, "host": 200_000, "mosquitto": 200_000}
 # Messages that may be under way unseen: the board's queue is bounded by its memory, and drops by rule beyond.
 WINDOW = {"board": 10, "host": 200, "mosquitto": 200}
+
+
+@pytest.fixture(scope="module", params=BROKERS)
+def broker(request: pytest.FixtureRequest):
+    with START[request.param]() as running:
+        yield running
 
 
 def test_connect_is_accepted_without_a_session(broker, paho):
