@@ -20,7 +20,7 @@ from midge.core.connection import Connection, Owner
 from midge.core.limits import Counters, Limits
 from midge.core.message import Message
 from midge.core.retained import Retained
-from midge.core.routing import Routing, Subscription
+from midge.core.routing import Routing, SharedGroup, Subscription, Target
 from midge.core.session import NEVER_EXPIRES, Session
 from midge.core.timers import Timers
 from midge.protocol import packets as p
@@ -158,7 +158,6 @@ class Broker:
             answer["receive_maximum"] = limits.receive_maximum
             answer["maximum_packet_size"] = limits.max_packet_size
             answer["topic_alias_maximum"] = limits.topic_alias_maximum
-            answer["shared_subscription_available"] = 0
         if "maximum_packet_size" not in (packet.properties or {}):
             connection.plain_version = connection.version
         connection.send(p.Connack(is_present, 0, answer))
@@ -272,7 +271,8 @@ class Broker:
         publisher = connection.session
         version = connection.version
         wire = run.wire
-        for target in self.routing.targets(topic):
+        route = self.routing.route(topic)
+        for target in route.targets:
             session = target.session
             if session is publisher:
                 own = target.own
@@ -289,30 +289,48 @@ class Broker:
                 counters.publish_sent += count
             else:
                 for packet in run.publishes(version):
-                    message = Message(packet.topic, packet.payload, 0)
+                    message = Message(topic, packet.payload, 0)
                     peer.send_qos0(message, False, target.identifiers, now)
+        if route.groups:
+            for packet in run.publishes(version):
+                self._publish_shared(Message(topic, packet.payload, 0), route.groups, now)
 
     def publish(self, message: Message, publisher: Session | None, now: float) -> int:
         """Route *message*; the number of sessions that get it. *publisher* None: the broker itself."""
         if message.retain:
             self._retain(message)
-        targets = self.routing.targets(message.topic)
+        route = self.routing.route(message.topic)
         matched = 0
-        for target in targets:
-            session = target.session
-            if session is publisher:
+        for target in route.targets:
+            if target.session is publisher:
                 own = target.own
                 if own is None:
                     continue
                 target = own
             matched += 1
-            qos = message.qos if message.qos < target.qos else target.qos
-            retain = message.retain and target.retain_as_published  # [MQTT-3.3.1-12], [MQTT-3.3.1-13]
-            if qos:
-                session.deliver(message, qos, retain, target.identifiers, now)
-            elif session.connection is not None:
-                session.connection.send_qos0(message, retain, target.identifiers, now)
+            # [MQTT-3.3.1-12], [MQTT-3.3.1-13]
+            self._deliver(message, target, message.retain and target.retain_as_published, now)
+        if route.groups:
+            matched += self._publish_shared(message, route.groups, now)
         return matched
+
+    def _publish_shared(self, message: Message, groups: list[SharedGroup], now: float) -> int:
+        """One member of each group gets *message* [MQTT-4.8.2-3]."""
+        matched = 0
+        for group in groups:
+            target = group.choose(is_kept=message.qos > 0)
+            if target is not None:
+                matched += 1
+                self._deliver(message, target, message.retain and target.retain_as_published, now)
+        return matched
+
+    def _deliver(self, message: Message, target: Target, retain: bool, now: float) -> None:
+        session = target.session
+        qos = message.qos if message.qos < target.qos else target.qos
+        if qos:
+            session.deliver(message, qos, retain, target.identifiers, now)
+        elif session.connection is not None:
+            session.connection.send_qos0(message, retain, target.identifiers, now)
 
     def _retain(self, message: Message) -> None:
         changes = None if message.topic.startswith(_OWN_TOPICS) else self.changes
@@ -329,8 +347,6 @@ class Broker:
 
     def check_subscription(self, connection: Connection, topic_filter: str) -> ReasonCode | None:
         """The reason not to grant it; None: it may be granted."""
-        if topic_filter.startswith("$share/"):
-            return ReasonCode.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED
         access, session = self.access, connection.session
         if access is None or session is None or connection.is_trusted:
             return None
@@ -353,18 +369,16 @@ class Broker:
             session.changes.subscription_removed(session, topic_filter)
         return self.routing.remove(session, topic_filter)
 
-    def send_retained(self, session: Session, subscription: Subscription, qos: int, now: float) -> None:
+    def send_retained(self, subscription: Subscription, now: float) -> None:
         """The retained messages of a new subscription, with the retain flag set [MQTT-3.3.1-8]."""
-        identifiers = (subscription.identifier,) if subscription.identifier else ()
+        if subscription.topic_filter.startswith("$share/"):
+            return  # MQTT 5.0 §4.8.2: no retained messages for shared subscriptions
+        target = Target([subscription])
         for message in self.retained.matching(subscription.topic_filter):
             if message.is_expired(now):
                 self._retain(Message(message.topic, b"", 0, retain=True))
-                continue
-            granted = min(message.qos, qos)
-            if granted:
-                session.deliver(message, granted, True, identifiers, now)
-            elif session.connection is not None:
-                session.connection.send_qos0(message, True, identifiers, now)
+            else:
+                self._deliver(message, target, True, now)
 
     # -- start and end --
 

@@ -371,7 +371,7 @@ class Connection:
         session = self._session()
         identifiers = (packet.properties or {}).get("subscription_identifier")
         codes: list[int] = []
-        granted: list[tuple[Subscription, int]] = []
+        granted: list[Subscription] = []
         for wanted in packet.subscriptions:
             refusal = self.broker.check_subscription(self, wanted.filter)
             if refusal is None:
@@ -386,15 +386,15 @@ class Connection:
                 )
                 is_new = self.broker.subscribe(subscription)
                 if wanted.retain_handling == 0 or (wanted.retain_handling == 1 and is_new):
-                    granted.append((subscription, wanted.qos))
+                    granted.append(subscription)
                 codes.append(wanted.qos)
             else:
                 codes.append(refusal if self.version == 5 else 0x80)  # [MQTT-3.9.3-2]
         if session.changes is not None:
             self._rests = True
         self.send(p.Suback(packet.packet_id, codes, None))
-        for subscription, qos in granted:
-            self.broker.send_retained(session, subscription, qos, now)
+        for subscription in granted:
+            self.broker.send_retained(subscription, now)
 
     def _on_unsubscribe(self, packet: p.Unsubscribe, now: float) -> None:
         session = self._session()

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from midge.protocol.topics import split_shared
+
 if TYPE_CHECKING:
     from midge.core.session import Session
 
@@ -59,12 +61,57 @@ class Target:
             self.own = Target(not_local) if not_local else None
 
 
+class SharedGroup:
+    """The subscriptions of one shared subscription (MQTT 5.0 §4.8.2): each message goes to one of them."""
+
+    def __init__(self) -> None:
+        self.members: dict[Session, Subscription] = {}  # in turn: whoever was chosen goes to the end
+
+    def choose(self, is_kept: bool) -> Target | None:
+        """The member that gets the next message: in turn, those with room in their window first.
+
+        *is_kept*: QoS 1 or 2, which an absent member's session can keep if nobody is there.
+        """
+        best: Session | None = None
+        best_rank = 3 if is_kept else 2
+        for session in self.members:
+            connection = session.connection
+            if connection is None:
+                rank = 2
+            else:
+                rank = 1 if session.queue or len(session.in_flight) >= connection.window else 0
+            if rank < best_rank:
+                best, best_rank = session, rank
+                if rank == 0:
+                    break
+        if best is None:
+            return None
+        subscription = self.members.pop(best)
+        self.members[best] = subscription
+        return Target([subscription])
+
+
+class Route:
+    """Who gets a topic name. Shared by all messages on it: read only."""
+
+    __slots__ = ("groups", "targets")
+
+    def __init__(self, targets: list[Target], groups: list[SharedGroup]) -> None:
+        self.targets = targets
+        self.groups = groups
+
+
 class _Node:
-    __slots__ = ("children", "subscriptions")
+    __slots__ = ("children", "groups", "subscriptions")
 
     def __init__(self) -> None:
         self.children: dict[str, _Node] = {}
         self.subscriptions: dict[Session, Subscription] = {}
+        self.groups: dict[str, SharedGroup] = {}  # by share name
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.children or self.subscriptions or self.groups)
 
 
 class Routing:
@@ -72,62 +119,71 @@ class Routing:
 
     def __init__(self) -> None:
         self._root = _Node()
-        self._routes: dict[str, list[Target]] = {}
+        self._routes: dict[str, Route] = {}
         self.count = 0  # subscriptions
 
     def add(self, subscription: Subscription) -> bool:
         """Add, or replace the session's subscription to the same filter; True if it is a new one."""
+        share_name, topic_filter = split_shared(subscription.topic_filter)
         node = self._root
-        for level in subscription.topic_filter.split("/"):
+        for level in topic_filter.split("/"):
             child = node.children.get(level)
             if child is None:
                 child = node.children[level] = _Node()
             node = child
-        is_new = subscription.session not in node.subscriptions
-        node.subscriptions[subscription.session] = subscription
+        if share_name is None:
+            members = node.subscriptions
+        else:
+            members = node.groups.setdefault(share_name, SharedGroup()).members
+        is_new = subscription.session not in members
+        members[subscription.session] = subscription
         self.count += is_new
         self._routes.clear()
         return is_new
 
     def remove(self, session: Session, topic_filter: str) -> bool:
         """Remove the session's subscription to *topic_filter*; False if there is none."""
+        share_name, plain_filter = split_shared(topic_filter)
         node = self._root
         path: list[tuple[_Node, str]] = []
-        for level in topic_filter.split("/"):
+        for level in plain_filter.split("/"):
             child = node.children.get(level)
             if child is None:
                 return False
             path.append((node, level))
             node = child
-        if node.subscriptions.pop(session, None) is None:
+        if not _remove_member(node, session, share_name):
             return False
         for parent, level in reversed(path):
-            child = parent.children[level]
-            if child.children or child.subscriptions:
+            if not parent.children[level].is_empty:
                 break
             del parent.children[level]
         self.count -= 1
         self._routes.clear()
         return True
 
-    def targets(self, topic: str) -> list[Target]:
-        """Who gets a message on *topic* (a valid topic name). The list is shared: read only."""
+    def route(self, topic: str) -> Route:
+        """Who gets a message on *topic* (a valid topic name)."""
         route = self._routes.get(topic)
         if route is None:
-            route = self._targets(topic)
+            route = self._route(topic)
             if len(self._routes) >= _ROUTES_MAX:
                 self._routes.clear()
             self._routes[topic] = route
         return route
 
-    def _targets(self, topic: str) -> list[Target]:
+    def _route(self, topic: str) -> Route:
         by_session: dict[Session, list[Subscription]] = {}
-        for subscription in self._matches(topic):
-            by_session.setdefault(subscription.session, []).append(subscription)
-        return [Target(subscriptions) for subscriptions in by_session.values()]
+        groups: list[SharedGroup] = []
+        for node in self._matches(topic):
+            groups += node.groups.values()
+            for session, subscription in node.subscriptions.items():
+                by_session.setdefault(session, []).append(subscription)
+        return Route([Target(subscriptions) for subscriptions in by_session.values()], groups)
 
-    def _matches(self, topic: str) -> list[Subscription]:
-        found: list[Subscription] = []
+    def _matches(self, topic: str) -> list[_Node]:
+        """The nodes of the filters that match."""
+        found: list[_Node] = []
         nodes = [self._root]
         # [MQTT-4.7.2-1]: a filter that starts with a wildcard doesn't match a topic that starts with $.
         wildcards = not topic.startswith("$")
@@ -144,12 +200,23 @@ class Routing:
                         following.append(child)
                     child = children.get("#")
                     if child is not None:
-                        found.extend(child.subscriptions.values())
+                        found.append(child)
             nodes = following
             wildcards = True
         for node in nodes:
-            found.extend(node.subscriptions.values())
+            found.append(node)
             child = node.children.get("#")  # "sport/#" also matches "sport" (MQTT 5.0 §4.7.1.2)
             if child is not None:
-                found.extend(child.subscriptions.values())
+                found.append(child)
         return found
+
+
+def _remove_member(node: _Node, session: Session, share_name: str | None) -> bool:
+    if share_name is None:
+        return node.subscriptions.pop(session, None) is not None
+    group = node.groups.get(share_name)
+    if group is None or group.members.pop(session, None) is None:
+        return False
+    if not group.members:
+        del node.groups[share_name]
+    return True

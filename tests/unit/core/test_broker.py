@@ -306,6 +306,50 @@ def test_properties_travel_from_publisher_to_subscriber() -> None:
     assert [packet.properties for packet in subscriber.take(p.Publish)] == [properties]
 
 
+@pytest.mark.parametrize("qos", [0, 1])
+def test_a_shared_subscription_gives_each_message_to_one_member_in_turn(qos: int) -> None:
+    core = Core()
+    workers = [core.client(name) for name in ("one", "two", "three")]
+    for worker in workers:
+        assert worker.subscribe("$share/crew/jobs/+", 1) == 1
+    watcher = core.client("watch")
+    watcher.subscribe("jobs/#")
+    publisher = core.client("pub")
+    for i in range(6):
+        publisher.publish("jobs/x", b"%d" % i, qos, packet_id=i + 1)
+    assert [payloads(worker.take()) for worker in workers] == [[b"0", b"3"], [b"1", b"4"], [b"2", b"5"]]
+    assert len(payloads(watcher.take())) == 6
+    workers[1].lose()
+    for i in range(4):
+        publisher.publish("jobs/x", b"%d" % i, qos, packet_id=i + 7)
+    assert [len(payloads(workers[i].take())) for i in (0, 2)] == [2, 2]
+
+
+def test_a_shared_subscription_prefers_members_with_room_and_keeps_for_the_absent() -> None:
+    core = Core(max_inflight_messages=1)
+    busy, idle = core.client("busy", clean_start=False), core.client("idle", clean_start=False)
+    busy.subscribe("$share/crew/a", 1)
+    busy.subscribe("only/busy", 1)
+    idle.subscribe("$share/crew/a", 1)
+    publisher = core.client("pub")
+    publisher.publish("only/busy", b"x", 1)
+    busy.take()
+    publisher.publish("a", b"1", 1)
+    assert payloads(idle.take()) == [b"1"]
+    busy.lose()
+    idle.lose()
+    publisher.publish("a", b"2", 1)
+    assert sum(len(session.queue) for session in core.broker.sessions.values()) == 1
+
+
+def test_a_shared_subscription_gets_no_retained_messages() -> None:
+    core = Core()
+    core.client("pub").publish("a", b"1", retain=True)
+    subscriber = core.client("sub")
+    subscriber.subscribe("$share/crew/a")
+    assert subscriber.take(p.Publish) == []
+
+
 # -- retained --
 
 

@@ -18,7 +18,7 @@ def session(name: str) -> Session:
 
 
 def names(routing: Routing, topic: str) -> list[str]:
-    return sorted(target.session.client_id for target in routing.targets(topic))
+    return sorted(target.session.client_id for target in routing.route(topic).targets)
 
 
 def test_each_filter_gets_the_topics_it_matches() -> None:
@@ -44,7 +44,7 @@ def test_overlapping_subscriptions_are_one_target_with_the_highest_qos_and_all_i
     routing.add(Subscription(one, "a/#", 0, identifier=7))
     routing.add(Subscription(one, "a/+", 2, identifier=8))
     routing.add(Subscription(one, "a/b", 1))
-    (target,) = routing.targets("a/b")
+    (target,) = routing.route("a/b").targets
     assert target.qos == 2
     assert sorted(target.identifiers) == [7, 8]
 
@@ -53,10 +53,10 @@ def test_no_local_counts_only_for_what_the_session_published_itself() -> None:
     routing = Routing()
     one = session("one")
     routing.add(Subscription(one, "a/#", 2, no_local=True))
-    (target,) = routing.targets("a/b")
+    (target,) = routing.route("a/b").targets
     assert target.qos == 2 and target.own is None
     routing.add(Subscription(one, "a/b", 1))
-    (target,) = routing.targets("a/b")
+    (target,) = routing.route("a/b").targets
     assert target.own is not None and target.own.qos == 1
 
 
@@ -78,7 +78,7 @@ def test_a_replaced_subscription_is_not_a_new_one() -> None:
     assert routing.add(Subscription(one, "a", 0))
     assert not routing.add(Subscription(one, "a", 1))
     assert routing.count == 1
-    assert routing.targets("a")[0].qos == 1
+    assert routing.route("a").targets[0].qos == 1
 
 
 @pytest.mark.parametrize("seed", range(20))
