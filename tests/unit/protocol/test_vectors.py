@@ -153,5 +153,7 @@ def test_topic_filters_are_valid_as_specified():
 
 
 def test_topic_names_are_valid_as_specified():
-    wrong = [row for row in load("topics.json")["topic_names"] if is_valid(check_topic_name, row[0]) != row[1]]
+    wrong = [
+        row for row in load("topics.json")["topic_names"] if is_valid(check_topic_name, row[0]) != row[1]
+    ]
     assert wrong == []
