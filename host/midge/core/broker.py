@@ -108,11 +108,25 @@ class Broker:
                 ReasonCode.SERVER_BUSY, f"max_connections ({limits.max_connections}) is reached"
             )
             return
-        if self.access is not None and not connection.is_trusted:
-            reason = self.access.connect(packet, connection.address)
-            if reason != ReasonCode.SUCCESS:
-                connection.refuse(reason, f"not let in: {reason.name.lower()}")
+        if self.access is None or connection.is_trusted:
+            self._admit(connection, packet, client_id, now)
+            return
+
+        def answer(reason: ReasonCode) -> None:
+            # Whoever answers may do so later; what matters of the time is when CONNECT came.
+            if connection.is_closing:
                 return
+            if reason == ReasonCode.SUCCESS:
+                self._admit(connection, packet, client_id, connection.last_received)
+            else:
+                connection.refuse(reason, f"not let in: {reason.name.lower().replace('_', ' ')}")
+            connection.decided(connection.last_received)
+
+        connection.wait_for_decision()
+        self.access.connect(packet, connection.address, answer)
+
+    def _admit(self, connection: Connection, packet: p.Connect, client_id: str, now: float) -> None:
+        """The client may connect: give the connection its session."""
         session = self._take_session(connection, client_id, packet.clean_start, now)
         is_present = session is not None
         if session is None:
@@ -123,7 +137,7 @@ class Broker:
         session.connection = connection
         session.ended_at = None
         asked_s = properties.get("session_expiry_interval", 0)
-        if version != 5:
+        if connection.version != 5:
             asked_s = 0 if packet.clean_start else NEVER_EXPIRES
         self.set_expiry(session, asked_s)
         if session.changes is not None or is_present:

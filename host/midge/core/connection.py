@@ -33,7 +33,7 @@ class Owner(Protocol):
         ...
 
     def hold_reading(self, hold: bool) -> None:
-        """Stop reading, or go on: the store can't keep up."""
+        """Stop reading, or go on: the store can't keep up, or the client isn't let in yet."""
         ...
 
 
@@ -48,6 +48,7 @@ class Connection:
     """
 
     __slots__ = (
+        "_deferred",
         "_held",
         "_rests",
         "address",
@@ -95,6 +96,7 @@ class Connection:
         self.max_packet_size = _UNLIMITED  # bytes, the client's (5.0)
         self.plain_version = 0  # wire format if a PUBLISH of that format may be passed on as it is, else 0
         self.aliases: dict[int, str] = {}
+        self._deferred: list[p.Packet | p.PublishRun] | None = None  # not None: CONNECT waits for an answer
         self.unacknowledged = 0  # QoS 1 messages whose PUBACK has not left yet
         self.is_ping_waiting = False  # a PINGREQ whose answer waits for the queue (the drained marker)
         self.ping_timer: Timer | None = None
@@ -117,9 +119,15 @@ class Connection:
             return
         self.last_received = now
         self.broker.counters.bytes_received += len(data)
-        decoder = self.decoder
+        packets = self.decoder.receive_data(data)
+        if self._deferred is not None:
+            self._deferred += packets
+            return
+        self._handle(packets, now)
+
+    def _handle(self, packets: list[p.Packet | p.PublishRun], now: float) -> None:
         try:
-            for packet in decoder.receive_data(data):
+            for index, packet in enumerate(packets):
                 if type(packet) is p.PublishRun:
                     self.broker.publish_run(self, packet, now)
                 elif type(packet) is p.Publish:
@@ -128,10 +136,25 @@ class Connection:
                     _HANDLERS[type(packet)](self, packet, now)
                 if self.is_closing:
                     return
-            if decoder.error is not None:
-                raise decoder.error
+                if self._deferred is not None:
+                    self._deferred += packets[index + 1 :]
+                    return
+            if self.decoder.error is not None:
+                raise self.decoder.error
         except ProtocolError as error:
             self.fail(error)
+
+    def wait_for_decision(self) -> None:
+        """Whether the client may connect is being found out: what it sends meanwhile is kept, unread."""
+        self._deferred = []
+        self.owner.hold_reading(True)
+
+    def decided(self, now: float) -> None:
+        """The client is let in, or refused: go on with what it sent behind its CONNECT."""
+        deferred, self._deferred = self._deferred, None
+        self.owner.hold_reading(False)
+        if deferred is not None and not self.is_closing:
+            self._handle(deferred, now)
 
     def fail(self, error: ProtocolError) -> None:
         """The peer broke a rule: tell it the reason where the protocol can (5.0 §4.13), and close."""
@@ -267,7 +290,7 @@ class Connection:
     # -- packets --
 
     def _on_connect(self, packet: p.Connect, now: float) -> None:
-        if self.session is not None:
+        if self.session is not None or self._deferred is not None:
             raise ProtocolError(ReasonCode.PROTOCOL_ERROR, "second CONNECT [MQTT-3.1.0-2]")
         self.broker.connect(self, packet, now)
 
