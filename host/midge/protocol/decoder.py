@@ -193,7 +193,7 @@ class Decoder:
             return 0
         level = protocol_level(data, body, end)
         if level is not None:  # also where the rest is wrong: the refusal has to have the right shape
-            self._set_version(level if level in (3, 4, 5) else 4 if level < 5 else 5)
+            self._set_version(5 if level >= 5 else 4)
         connect = parse_connect(data, body, end, 0, self._reason_codes)
         if connect.level == 5 and body > 2 and data[body - 1] == 0:
             raise _not_minimal()
