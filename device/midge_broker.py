@@ -163,20 +163,6 @@ else:
 # ---- codec ----
 
 
-# The remaining length at buffer[at:], when it has more than one byte: value << 3 | bytes it takes, or 0
-# when more must be read first. One integer, since a tuple would be allocated.
-def _remaining_length(buffer, at, end):
-    value = 0
-    for count in range(4):
-        if at + count == end:
-            return 0
-        byte = buffer[at + count]
-        value |= (byte & 127) << 7 * count
-        if byte < 128:
-            return value << 3 | count + 1
-    raise _Malformed("remaining length")
-
-
 # str() checks the form; what MicroPython's lets pass is checked here: overlong forms, surrogates
 # [MQTT-1.5.3-1] and U+0000 [MQTT-1.5.3-2].
 def _text(data):
@@ -238,12 +224,11 @@ def check_topic(topic):
 
 
 def check_filter(topic_filter):
-    levels = topic_filter.split("/")
-    for level in levels:
-        if len(level) > 1 and ("#" in level or "+" in level):  # [MQTT-4.7.1-2], [MQTT-4.7.1-3]
-            raise _Malformed("topic filter")
-    if not topic_filter or "#" in levels[:-1]:
-        raise _Malformed("topic filter")
+    if not topic_filter or "#" in topic_filter[:-1]:
+        raise _Malformed("topic filter")  # [MQTT-4.7.3-1], [MQTT-4.7.1-2]
+    for level in topic_filter.split("/"):
+        if len(level) > 1 and ("#" in level or "+" in level):
+            raise _Malformed("topic filter")  # [MQTT-4.7.1-2], [MQTT-4.7.1-3]
 
 
 def matches(topic_filter, topic):
@@ -310,7 +295,6 @@ class _Connection:
     pings = 0  # PINGRESPs due ...
     pings_after = 0  # ... once session.passed has come so far
     will = None  # a message; cleared by DISCONNECT
-    route = None  # of the last PUBLISH
 
     def __init__(self, broker, sock):
         self.sock = sock  # None once closed
@@ -331,6 +315,7 @@ class Broker:
     _retained_bytes = 0
     _listener = None  # set by listen(), cleared by close()
     _stop_accepting = None
+    _slow = None  # the session that fell behind last
 
     # auth(client_id: str, user: str | None, password: bytes | None) -> bool
     # log(line: str): a few lines a second at most
@@ -339,29 +324,25 @@ class Broker:
     def __init__(self, port=1883, bind="0.0.0.0", max_clients=8, auth=None, log=print, budget_bytes=0, **limits):
         gc.collect()
         budget = budget_bytes or (gc.mem_free() if _core else 4_000_000)
-        messages = min(max(budget // 1000, 16), 1000)  # Mosquitto queues 1000
         self._limits = {
             "budget_bytes": budget,
             "max_clients": max_clients,
             "max_sessions": 2 * max_clients,
             "max_packet": min(max(budget // 16, 256), 65_536),  # twice: to receive, to send
-            "max_queued_messages": messages,  # per session
-            "max_session_bytes": budget // 8,  # of one session's queue
+            "max_queued_messages": min(max(budget // 1000, 16), 1000),  # per session; Mosquitto's limit is 1000
             "max_queued_bytes": budget // 4,  # of all queues
-            "max_retained_messages": messages,
             "max_retained_bytes": budget // 8,
             "max_subscription_bytes": budget // 16,
-            "max_inflight": 16,  # Mosquitto: 20
+            "max_inflight": 20,  # as Mosquitto
             "connect_timeout_s": 10,
             "session_expiry_s": 86_400,  # an absent session older than this makes room when there is none
             "sys_interval_s": 10,
         }
         for name in limits:
-            if name not in self._limits:
-                raise TypeError(name)
+            self._limits[name]  # KeyError: there is no such limit
         self._limits.update(limits)
-        for name, value in self._limits.items():
-            setattr(self, name, value)
+        for name in self._limits:
+            setattr(self, name, self._limits[name])
         self.port = port
         self.bind = bind
         self.auth = auth
@@ -387,7 +368,7 @@ class Broker:
     def subscribe(self, topic_filter, callback):
         check_filter(topic_filter)
         self._local.append((topic_filter, callback))
-        self._forget_routes()
+        self._routes.clear()
         for topic, message in list(self._retained.items()):
             if matches(topic_filter, topic):
                 self._call(callback, topic, message[_slot(message) + 2 :], True)
@@ -398,33 +379,32 @@ class Broker:
         self._flush()
 
     def listen(self):
-        port = self.port
-        while self._listener is None:
-            if not self.port:  # a board's socket can't tell which port it was given: 0 is ours to choose
-                port = 49152 + (os.urandom(1)[0] << 6 | os.urandom(1)[0] & 63)
-            info = socket.getaddrinfo(self.bind, port, 0, socket.SOCK_STREAM)[0]
-            sock = socket.socket(info[0], socket.SOCK_STREAM)
+        while not self._listener:
+            # A board's socket can't tell which port it was given: for 0 we choose one ourselves.
+            port = self.port or 49152 + (int.from_bytes(os.urandom(2), "big") & 0x3FFF)
+            sock = socket.socket()
             try:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                sock.bind(info[-1])
-                sock.listen(self.max_clients + _PENDING_MAX)
+                sock.bind(socket.getaddrinfo(self.bind, port)[0][-1])
+                sock.listen(self.max_clients)
                 sock.setblocking(False)
-                self._listener = sock
             except OSError:
                 sock.close()
                 if self.port:
                     raise
-        self.port = port
+            else:
+                self.port = port
+                self._listener = sock
 
     # Until close(), within a second.
     async def run(self):
         self.listen()
-        self._stop_accepting = _watch(self._listener, False, self._accept)
+        self._stop_accepting = _watch(self._listener, False, lambda: self._call(self._accept) or True)
         self._tick_ms = _ticks_ms()
         try:
             while self._listener:
                 await asyncio.sleep(1)
-                self._tick()
+                self._call(self._tick)
         finally:
             self.close()
 
@@ -468,27 +448,21 @@ class Broker:
     # ---- connections come and go ----
 
     def _accept(self):
-        try:
-            sock = self._listener.accept()[0]
-            sock.setblocking(False)
-            # When all places are taken, whoever has been silent longest without CONNECT gives way, so that
-            # connections that were opened and abandoned lock nobody out.
-            if len(self._connections) >= self.max_clients + _PENDING_MAX:
-                self._counts[_REFUSED] += 1
-                for connection in self._connections:
-                    if connection.session is None:
-                        self._close(connection)
-                        break
-                else:
-                    sock.close()
-                    return True
-            self._connections.append(_Connection(self, sock))
-            sock.setsockopt(6, 1, 1)  # TCP_NODELAY: we write once per burst, waiting gains nothing
-        except OSError:
-            pass  # gone again, or no such option on this port
-        except MemoryError:
-            gc.collect()
-        return True
+        sock = self._listener.accept()[0]
+        sock.setblocking(False)
+        # When all places are taken, whoever has been silent longest without CONNECT gives way, so that
+        # connections that were opened and abandoned lock nobody out.
+        if len(self._connections) >= self.max_clients + _PENDING_MAX:
+            self._counts[_REFUSED] += 1
+            for connection in self._connections:
+                if not connection.session:
+                    self._close(connection)
+                    break
+            else:
+                sock.close()
+                return
+        self._connections.append(_Connection(self, sock))
+        sock.setsockopt(6, 1, 1)  # TCP_NODELAY: we write once per burst, waiting gains nothing
 
     # Ends a connection, well when there is no reason to tell.
     def _close(self, connection, reason=None):
@@ -514,7 +488,7 @@ class Broker:
         else:
             self._leave(session)
         if connection.will:
-            self._publish_message(connection.will, connection.will_retain)
+            self._call(self._publish_message, connection.will, connection.will_retain)
 
     # An absent session keeps QoS 1 and 2; what was in flight is sent again, marked, in the same order.
     def _leave(self, session):
@@ -533,7 +507,7 @@ class Broker:
     def _drop_session(self, session):
         del self._sessions[session.client_id]
         self._queued_bytes -= session.queued_bytes
-        self._forget_routes()
+        self._routes.clear()
 
     # One step of a connection's work: whatever goes wrong in it ends this connection and no other.
     def _guard(self, step, connection):
@@ -558,6 +532,14 @@ class Broker:
     # ---- bytes in ----
 
     def _on_readable(self, connection):
+        # Back-pressure: while a receiver that acknowledges falls behind, the others are not read, so that
+        # nothing is lost. One that has been silent for 100 ms holds nobody up: its oldest messages go.
+        slow = self._slow
+        if slow and slow is not connection.session:
+            receiver = slow.connection
+            if receiver and slow.waiting() > 8 and _ticks_diff(_ticks_ms(), receiver.last_ms) < 100:
+                return True
+            self._slow = None
         self._guard(self._read, connection)
         self._flush()
         return connection.sock
@@ -592,14 +574,18 @@ class Broker:
         start = 0
         while end - start > 1:
             header = buffer[start]
-            length = buffer[start + 1]
-            at = start + 2
-            if length > 127:
-                length = _remaining_length(buffer, start + 1, end)
-                if not length:
-                    break
-                at = start + 1 + (length & 7)
-                length >>= 3
+            at = start + 1
+            length = shift = 0
+            more = True
+            while more:
+                if at == end:
+                    return start
+                if shift > 21:
+                    raise _Malformed("remaining length")
+                more = buffer[at] & 128
+                length |= (buffer[at] & 127) << shift
+                shift += 7
+                at += 1
             if connection.session is None and header != _CONNECT:
                 raise _Malformed("first packet is not CONNECT")  # [MQTT-3.1.0-1]
             after = at + length
@@ -638,26 +624,16 @@ class Broker:
 
     # ---- routes ----
 
-    # The route of the PUBLISH whose topic is at buffer[at:].
-    def _route(self, connection, at, after):
-        buffer = self._buffer
-        route = connection.route
-        if route is None or not buffer.startswith(route[0], at) or at + len(route[0]) > after:
-            end = at + _slot(self._view[at:]) if at + 2 <= after else after + 1
-            if end > after:
-                raise _Malformed("packet too short")
-            route = connection.route = self._find_route(buffer, at, end)
-        return route
-
-    def _find_route(self, data, at, end):
+    # The route of the topic at data[at:], which must end by *end*.
+    def _route(self, data, at, end):
         for route in self._routes:
-            if data.startswith(route[0], at):
+            if data.startswith(route[0], at) and at + len(route[0]) <= end:
                 return route
-        key = bytes(memoryview(data)[at:end])
-        topic = _text(key[2:])
+        fields = _Fields(memoryview(data)[at:end])
+        topic = fields.text()
         check_topic(topic)
         targets, callbacks = self._resolve(topic)
-        route = (key, topic, targets, callbacks)
+        route = (bytes(memoryview(data)[at : end - len(fields.data)]), topic, targets, callbacks)
         if len(self._routes) >= _ROUTES_MAX:
             self._routes.pop()
         self._routes.insert(0, route)
@@ -675,11 +651,6 @@ class Broker:
                 targets.append((session, best))
         return targets, [callback for topic_filter, callback in self._local if matches(topic_filter, topic)]
 
-    def _forget_routes(self):
-        self._routes.clear()
-        for connection in self._connections:
-            connection.route = None
-
     # ---- PUBLISH ----
 
     # A plain QoS 0 PUBLISH, buffer[start:after], goes to its receivers as it is, together with those that
@@ -687,7 +658,7 @@ class Broker:
     # take it from the buffer (it is slow, or something else goes first), this one takes the long way.
     def _forward(self, connection, start, at, after, end):
         buffer = self._buffer
-        route = self._route(connection, at, after)
+        route = self._route(buffer, at, after)
         targets = route[2]
         straight = not route[3]
         for session, _ in targets:
@@ -730,7 +701,7 @@ class Broker:
         qos = header >> 1 & 3
         if qos == 3 or header & 14 == 8:
             raise _Malformed("PUBLISH flags")  # [MQTT-3.3.1-4], [MQTT-3.3.1-2]
-        route = self._route(connection, at, after)
+        route = self._route(buffer, at, after)
         slot = at + len(route[0])
         if not qos:
             self._counts[_RECEIVED] += 1
@@ -754,7 +725,7 @@ class Broker:
         self._acknowledge(connection, _PUBACK if qos == 1 else _PUBREC, packet_id)
 
     def _publish_message(self, message, retain):
-        self._publish(self._find_route(message, 0, _slot(message)), message, retain, None)
+        self._publish(self._route(message, 0, len(message)), message, retain, None)
 
     def _publish(self, route, message, retain, source):
         _, topic, targets, callbacks = route
@@ -778,7 +749,7 @@ class Broker:
             self._retained_bytes -= freed
             return
         size = self._retained_bytes - freed + len(message) + len(topic) + _ENTRY_BYTES
-        if size > self.max_retained_bytes or not (old or len(self._retained) < self.max_retained_messages):
+        if size > self.max_retained_bytes:
             self._counts[_RETAINED_REFUSED] += 1
             return
         self._retained[topic] = message
@@ -791,13 +762,10 @@ class Broker:
     def _enqueue(self, session, message, meta):
         size = len(message) + _ENTRY_BYTES
         while True:
-            if (
-                session.waiting() >= self.max_queued_messages
-                or session.queued_bytes + size > self.max_session_bytes
-            ):
+            if session.waiting() >= self.max_queued_messages:
                 victim = session
             elif self._queued_bytes + size > self.max_queued_bytes:
-                victim = max(self._sessions.values(), key=lambda other: other.queued_bytes * (other.waiting() > 0))
+                victim = max(self._sessions.values(), key=lambda other: other.waiting() and other.queued_bytes)
             else:
                 break
             self._counts[_DROPPED] += 1
@@ -805,12 +773,10 @@ class Broker:
                 return
             self._remove(victim, 2 * victim.in_flight)
             victim.passed += 1
-        try:
-            session.queue.append(meta)  # the list grows in even steps: the second append allocates nothing
-            session.queue.append(message)
-        except MemoryError:
-            self._counts[_DROPPED] += 1
-            return
+        if session.waiting() > self.max_queued_messages // 2:
+            self._slow = session
+        session.queue.append(meta)  # the list grows in even steps: the second one allocates nothing
+        session.queue.append(message)
         session.queued_bytes += size
         self._queued_bytes += size
         if session.connection is not None:
@@ -1055,7 +1021,7 @@ class Broker:
             if qos > 2:
                 raise _Malformed("requested QoS")  # [MQTT-3-8.3-4]
             wanted.append((topic_filter, qos))
-        self._forget_routes()
+        self._routes.clear()
         session = connection.session
         if not subscribe:
             for topic_filter, _ in wanted:
@@ -1085,6 +1051,8 @@ class Broker:
             self._publish_sys()
         for topic, message in self._retained.items():
             if matches(topic_filter, topic):
+                if session.waiting() > 8:
+                    self._flush()  # there may be more of them than the queue takes
                 self._enqueue(session, message, min(qos, message[_slot(message) + 1]) << _STATE | _RETAIN)
 
 
