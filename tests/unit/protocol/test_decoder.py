@@ -257,7 +257,7 @@ def test_encoded_properties_decode_to_the_same() -> None:
     assert decode_properties(encode_properties(None, "PUBLISH"), "PUBLISH") == {}
 
 
-@pytest.mark.parametrize("data", [b"", b"\x05", b"\x00\x00", b"\x02\x7f\x00"])
+@pytest.mark.parametrize("data", [b"", b"\x05", b"\x00\x00", b"\x02\x7f\x00", b"\x01\x01"])
 def test_broken_properties_are_an_error(data: bytes) -> None:
     with pytest.raises(ProtocolError):
         decode_properties(data, "PUBLISH")
