@@ -47,8 +47,14 @@ def read_binary(data: bytes, at: int, end: int) -> tuple[bytes, int]:
 
 def read_string(data: bytes, at: int, end: int) -> tuple[str, int]:
     """The UTF-8 string at *at* with its length before it; and where it ends."""
-    value, at = read_binary(data, at, end)
-    return decode_string(value), at
+    # As `read_binary`, without the call: most of the time that 5.0's properties take is spent here.
+    start = at + 2
+    if start > end:
+        raise MalformedPacket("packet ends too early")
+    at = start + (data[at] << 8 | data[at + 1])
+    if at > end:
+        raise MalformedPacket("length of a field goes beyond its packet")
+    return decode_string(data[start:at]), at
 
 
 def decode_string(value: bytes) -> str:
