@@ -11,10 +11,10 @@ It knows nothing of the client, of files or of radios: bring the network up, the
 # is forwarded out of that buffer as it came, neighbours in one piece, and leaves nothing behind. Whatever
 # must be remembered (QoS 1 and 2, retained, a slow reader's) becomes one `message`, shared by its receivers:
 #
-#     message = length of topic (2 bytes), topic, slot (2 bytes), payload        (bytes)
+#     message = length of topic (2 bytes), topic, slot (2 bytes), payload        (bytearray)
 #
-# The slot is where the packet identifier goes on the wire, so that sending is one copy; at rest it holds
-# the QoS that the message was published with.
+# The slot is where the packet identifier goes on the wire, so that sending is one copy. At rest it holds
+# how many queues have the message (so that shared bytes count once) and the QoS it was published with.
 #
 # This file is kept short for a reason: with 128 kB of heap on the 64-bit unix port (64 kB on a board) it
 # starts from source too, and compiling needs about 17 bytes per token. Annotations would cost 7 kB of it.
@@ -58,17 +58,17 @@ _NOT_AUTHORIZED = const(5)
 # An entry of a session's queue is two neighbours in one list: `meta`, a small integer (no allocation), and
 # the message. meta = packet identifier | state << 16 | flags; the state is the QoS, or _RELEASED.
 _STATE = const(16)
-_RELEASED = const(3)  # QoS 2, PUBREC came: the message (now b"") is done with, its PUBREL is not
+_RELEASED = const(3)  # QoS 2, PUBREC came: the message is done with (now b""), its PUBREL is not
 _RETAIN = const(0x40000)
 _DUP = const(0x80000)
 # What ends each state, or takes it one further.
 _ENDS_WITH = (0, _PUBACK, _PUBREC, _PUBCOMP)
-_ENTRY_BYTES = const(48)  # list cells and object headers of one entry on a 64-bit port; half on a board
+_ENTRY_BYTES = const(32)  # list cells of an entry, or an object's header, on a 64-bit port; half on a board
 
 _QOS2_RECEIVED_MAX = const(128)  # unreleased QoS 2 packet identifiers; Mosquitto allows 20, paho sends 20
 _PENDING_MAX = const(4)  # connections beside max_clients that have not sent CONNECT yet
 _ROUTES_MAX = const(16)  # topics whose receivers are remembered; more topics only cost time
-_ROUNDS_MAX = const(4)  # buffers read from one connection before the others have their turn
+_CHUNK_BYTES = const(1460)  # read at once: one TCP segment, then the others have their turn
 _LOG_LINES_MAX = const(5)  # per second: a UART of 115,200 bit/s takes 5 ms a line
 
 # Counters, by their place in Broker._counts, and their names under $SYS/broker/.
@@ -208,7 +208,7 @@ class _Fields:
 
 def _message(topic, payload, qos):
     topic = topic.encode()
-    return bytes((len(topic) >> 8, len(topic) & 255)) + topic + bytes((0, qos)) + payload
+    return bytearray((len(topic) >> 8, len(topic) & 255)) + topic + bytes((0, qos)) + payload
 
 
 def _slot(message):
@@ -253,7 +253,6 @@ class _Session:
     absent_since_s = 0
     in_flight = 0  # entries at the queue's head that were sent on this connection
     passed = 0  # entries that wait no longer, ever: sent or dropped
-    queued_bytes = 0
     packet_id = 0  # the last one given
 
     def __init__(self, client_id, clean):
@@ -371,7 +370,7 @@ class Broker:
         self._routes.clear()
         for topic, message in list(self._retained.items()):
             if matches(topic_filter, topic):
-                self._call(callback, topic, message[_slot(message) + 2 :], True)
+                self._call(callback, topic, bytes(message[_slot(message) + 2 :]), True)
 
     def publish(self, topic, payload, qos=0, retain=False):
         check_topic(topic)
@@ -506,7 +505,8 @@ class Broker:
 
     def _drop_session(self, session):
         del self._sessions[session.client_id]
-        self._queued_bytes -= session.queued_bytes
+        while session.queue:
+            self._remove(session, 0)
         self._routes.clear()
 
     # One step of a connection's work: whatever goes wrong in it ends this connection and no other.
@@ -532,14 +532,16 @@ class Broker:
     # ---- bytes in ----
 
     def _on_readable(self, connection):
-        # Back-pressure: while a receiver that acknowledges falls behind, the others are not read, so that
-        # nothing is lost. One that has been silent for 100 ms holds nobody up: its oldest messages go.
+        # Back-pressure: while a receiver that acknowledges falls behind, those who only publish are not
+        # read, so that nothing is lost. One silent for 100 ms holds nobody up: its oldest messages go.
         slow = self._slow
-        if slow and slow is not connection.session:
+        if slow:
             receiver = slow.connection
             if receiver and slow.waiting() > 8 and _ticks_diff(_ticks_ms(), receiver.last_ms) < 100:
-                return True
-            self._slow = None
+                if connection is not receiver and not (connection.session and connection.session.in_flight):
+                    return True
+            else:
+                self._slow = None
         self._guard(self._read, connection)
         self._flush()
         return connection.sock
@@ -551,8 +553,7 @@ class Broker:
         if rest:
             start = len(rest)
             view[:start] = rest
-            view = view[start:]
-        count = _receive(connection.sock, view)
+        count = _receive(connection.sock, view[start : start + _CHUNK_BYTES])
         if count is None:
             return
         if not count:
@@ -594,7 +595,7 @@ class Broker:
                     raise _Malformed("packet too large")
                 break
             if header == _PUBLISH:
-                after = self._forward(connection, start, at, after, end)
+                self._forward(connection, start, at, after)
             elif header >> 4 == 3:
                 self._receive_publish(connection, header, at, after)
             elif length == 2 and header in (_PUBACK, _PUBREC, _PUBREL, _PUBCOMP):
@@ -653,12 +654,11 @@ class Broker:
 
     # ---- PUBLISH ----
 
-    # A plain QoS 0 PUBLISH, buffer[start:after], goes to its receivers as it is, together with those that
-    # follow it and have the same topic and length; returns where the last one ends. If a receiver can't
-    # take it from the buffer (it is slow, or something else goes first), this one takes the long way.
-    def _forward(self, connection, start, at, after, end):
-        buffer = self._buffer
-        route = self._route(buffer, at, after)
+    # A plain QoS 0 PUBLISH, buffer[start:after], goes to its receivers as it is, in one piece with what
+    # went to them just before. If one of them can't take it so (it is slow, or something else goes
+    # first), it takes the long way.
+    def _forward(self, connection, start, at, after):
+        route = self._route(self._buffer, at, after)
         targets = route[2]
         straight = not route[3]
         for session, _ in targets:
@@ -671,21 +671,8 @@ class Broker:
                 straight = False
         if not straight:
             self._receive_publish(connection, _PUBLISH, at, after)
-            return after
-        size = after - start
-        count = 1
-        if at == start + 2:  # the length takes one byte: easily compared
-            key = route[0]
-            length = buffer[start + 1]
-            while (
-                after + size <= end
-                and buffer[after] == _PUBLISH
-                and buffer[after + 1] == length
-                and buffer.startswith(key, after + 2)
-            ):
-                after += size
-                count += 1
-        self._counts[_RECEIVED] += count
+            return
+        self._counts[_RECEIVED] += 1
         for session, _ in targets:
             target = session.connection
             if target and not (target is connection and target.bridge):
@@ -693,8 +680,7 @@ class Broker:
                     target.forward = start
                     self._mark(target)
                 target.forward_end = after
-                self._counts[_SENT] += count
-        return after
+                self._counts[_SENT] += 1
 
     def _receive_publish(self, connection, header, at, after):
         buffer = self._buffer
@@ -705,7 +691,7 @@ class Broker:
         slot = at + len(route[0])
         if not qos:
             self._counts[_RECEIVED] += 1
-            message = route[0] + b"\x00\x00" + bytes(self._view[slot:after])
+            message = bytearray(route[0]) + b"\x00\x00" + bytes(self._view[slot:after])
             self._publish(route, message, header & 1, connection)
             return
         packet_id = buffer[slot] << 8 | buffer[slot + 1] if slot + 2 <= after else 0
@@ -715,7 +701,7 @@ class Broker:
         if qos == 1 or packet_id not in received:
             buffer[slot] = 0
             buffer[slot + 1] = qos
-            message = bytes(self._view[at:after])
+            message = bytearray(self._view[at:after])
             if qos == 2:
                 if len(received) >= _QOS2_RECEIVED_MAX:
                     raise _Malformed("too many QoS 2 messages without PUBREL")
@@ -739,7 +725,7 @@ class Broker:
             if (target or qos) and not (target and target is source and target.bridge):
                 self._enqueue(session, message, qos << _STATE)
         for callback in callbacks:
-            self._call(callback, topic, message[_slot(message) + 2 :], False)
+            self._call(callback, topic, bytes(message[_slot(message) + 2 :]), False)
 
     def _retain(self, topic, message):
         old = self._retained.get(topic)
@@ -758,35 +744,44 @@ class Broker:
     # ---- queues ----
 
     # Appends to the session's queue. When that is full, the oldest that waits goes (a QoS 0 message
-    # displaces nothing); when all queues together are, the oldest of the largest.
+    # displaces nothing); when all queues together are, the oldest of the longest.
     def _enqueue(self, session, message, meta):
         size = len(message) + _ENTRY_BYTES
         while True:
-            if session.waiting() >= self.max_queued_messages:
-                victim = session
-            elif self._queued_bytes + size > self.max_queued_bytes:
-                victim = max(self._sessions.values(), key=lambda other: other.waiting() and other.queued_bytes)
-            else:
-                break
+            waiting = session.waiting()
+            victim = session
+            if waiting < self.max_queued_messages:
+                if self._queued_bytes + size <= self.max_queued_bytes:
+                    break
+                victim = max(self._sessions.values(), key=_Session.waiting)
             self._counts[_DROPPED] += 1
             if not victim.waiting() or (victim is session and not meta >> _STATE & 3):
                 return
             self._remove(victim, 2 * victim.in_flight)
             victim.passed += 1
-        if session.waiting() > self.max_queued_messages // 2:
+        if waiting > self.max_queued_messages // 4 or self._queued_bytes > self.max_queued_bytes // 2:
             self._slow = session
         session.queue.append(meta)  # the list grows in even steps: the second one allocates nothing
         session.queue.append(message)
-        session.queued_bytes += size
-        self._queued_bytes += size
-        if session.connection is not None:
+        slot = _slot(message)
+        if not message[slot]:
+            self._queued_bytes += len(message)
+        message[slot] += 1
+        self._queued_bytes += _ENTRY_BYTES
+        if session.connection:
             self._mark(session.connection)
 
     def _remove(self, session, at):
-        size = _ENTRY_BYTES + len(session.queue.pop(at + 1))
         session.queue.pop(at)
-        session.queued_bytes -= size
-        self._queued_bytes -= size
+        self._release(session.queue.pop(at))
+        self._queued_bytes -= _ENTRY_BYTES
+
+    def _release(self, message):
+        if message:
+            slot = _slot(message)
+            message[slot] -= 1
+            if not message[slot]:
+                self._queued_bytes -= len(message)
 
     # ---- acknowledgements ----
 
@@ -814,9 +809,7 @@ class Broker:
         if at < 0 or header != _ENDS_WITH[queue[at] >> _STATE & 3]:
             return
         if header == _PUBREC:
-            size = len(queue[at + 1])
-            session.queued_bytes -= size
-            self._queued_bytes -= size
+            self._release(queue[at + 1])
             queue[at] = _RELEASED << _STATE | packet_id
             queue[at + 1] = b""
             return
