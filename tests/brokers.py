@@ -41,6 +41,10 @@ class BrokerDidNotStart(Exception):
     """The broker ended, or wasn't ready in time; the message holds what it printed."""
 
 
+class BrokerDied(Exception):
+    """The broker ended though no test asked it to; the message holds what it printed."""
+
+
 class RunningBroker:
     """One broker process. Use it as a context manager, or call `stop()`; at exit it is killed in any case."""
 
@@ -53,6 +57,7 @@ class RunningBroker:
         self.command = [str(part) for part in command]
         self._lines: list[str] = []
         self._changed = threading.Condition()
+        self._is_told_to_end = False  # set by whatever of us sends a signal
         self._ended = False  # set by the reader thread when the process has closed its output
         self.process = subprocess.Popen(
             self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -108,19 +113,20 @@ class RunningBroker:
         return self.process.poll() is None
 
     def send_signal(self, number: signal.Signals) -> None:
+        self._is_told_to_end = True
         self.process.send_signal(number)
 
     def stop(self) -> int:
         """Ends the broker in good order (SIGTERM), by force if it doesn't; returns its exit status."""
         if self.is_running():
-            self.process.terminate()
+            self.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(STOP_TIMEOUT_S)
         return self.kill()
 
     def kill(self) -> int:
         """Ends the broker as a power cut would (SIGKILL); returns its exit status."""
-        self.process.kill()
+        self.send_signal(signal.SIGKILL)
         status = self.process.wait()
         self._reader.join(1)  # so that output() is whole
         _ours.discard(self)
@@ -130,7 +136,11 @@ class RunningBroker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        died = not (self.is_running() or self._is_told_to_end)
+        status = self.stop()
+        print(self.output())  # pytest shows it with a test that failed
+        if died:
+            raise BrokerDied(f"{self.kind} ended by itself with status {status}:\n{self.output()}")
 
 
 @atexit.register
