@@ -244,7 +244,7 @@ class Broker:
 
         def publish(when: float) -> None:
             session.will_timer = None
-            self.publish(Message.published(will, will.topic, when), session, when)
+            self.publish(Message.with_properties(will, will.topic, when), session, when)
 
         if delay_s:
             session.will_timer = self.timers.at(now + delay_s, publish)
@@ -267,7 +267,7 @@ class Broker:
     # -- publish --
 
     def may_publish(self, connection: Connection, topic: str) -> bool:
-        if topic.startswith(_OWN_TOPICS):
+        if topic[0] == "$" and topic.startswith(_OWN_TOPICS):
             return False
         access, session = self.access, connection.session
         if access is None or session is None or connection.is_trusted:

@@ -120,24 +120,33 @@ class Connection:
         self.last_received = now
         self.broker.counters.bytes_received += len(data)
         packets = self.decoder.receive_data(data)
+        if self.session is None:
+            self._handle_first(packets, now)
+        else:
+            self._handle(packets, now)
+
+    def _handle_first(self, packets: list[p.Packet | p.PublishRun], now: float) -> None:
+        """Before there is a session: CONNECT, and what may already follow it [MQTT-3.1.4-5 of 3.1.1]."""
         if self._deferred is not None:
             self._deferred += packets
             return
-        self._handle(packets, now)
+        self._handle(packets[:1], now)  # the decoder lets nothing but CONNECT come first
+        if self._deferred is not None:
+            self._deferred += packets[1:]
+        elif len(packets) > 1 and not self.is_closing:
+            self._handle(packets[1:], now)
 
     def _handle(self, packets: list[p.Packet | p.PublishRun], now: float) -> None:
         try:
-            for index, packet in enumerate(packets):
-                if type(packet) is p.PublishRun:
-                    self.broker.publish_run(self, packet, now)
-                elif type(packet) is p.Publish:
-                    self._on_publish(packet, now)
+            for packet in packets:
+                kind = type(packet)
+                if kind is p.PublishRun:
+                    self.broker.publish_run(self, packet, now)  # type: ignore[arg-type]
+                elif kind is p.Publish:
+                    self._on_publish(packet, now)  # type: ignore[arg-type]
                 else:
-                    _HANDLERS[type(packet)](self, packet, now)
+                    _HANDLERS[kind](self, packet, now)
                 if self.is_closing:
-                    return
-                if self._deferred is not None:
-                    self._deferred += packets[index + 1 :]
                     return
             if self.decoder.error is not None:
                 raise self.decoder.error
@@ -312,7 +321,7 @@ class Connection:
         if qos == 0:
             if broker.may_publish(self, topic):
                 broker.counters.publish_received += 1
-                broker.publish(Message.published(packet, topic, now), session, now)
+                broker.publish(Message.published(packet, topic, now, self.version), session, now)
             return
         packet_id = packet.packet_id
         if qos == 2 and packet_id in session.received:
@@ -327,7 +336,7 @@ class Connection:
             self._acknowledge(kind, packet_id, ReasonCode.NOT_AUTHORIZED)
             return
         broker.counters.publish_received += 1
-        message = Message.published(packet, topic, now)
+        message = Message.published(packet, topic, now, self.version)
         matched = broker.publish(message, session, now)
         if qos == 2:
             session.receive(packet_id)
@@ -366,7 +375,9 @@ class Connection:
         return topic
 
     def _on_puback(self, packet: p.Puback, now: float) -> None:
-        self._session().puback(packet.packet_id, now)
+        session = self.session
+        assert session is not None
+        session.puback(packet.packet_id, now)
 
     def _on_pubrec(self, packet: p.Pubrec, now: float) -> None:
         session = self._session()

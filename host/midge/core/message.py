@@ -57,14 +57,25 @@ class Message:
         self.expires_at = expires_at
         self.key = 0
         self.references = 0
-        self._parts: dict[int, tuple[bytes, bytes]] = {}
+        self._parts: dict[int, tuple[bytes, bytes]] = {}  # by QoS << 4 | retain << 3 | version
 
     @classmethod
-    def published(cls, source: Publish | Will, topic: str, now: float) -> Message:
-        """The message in a PUBLISH or a will; *topic* is its topic name with any alias resolved."""
-        properties = source.properties
-        if not properties:
-            return cls(topic, source.payload, source.qos, source.retain)
+    def published(cls, source: Publish, topic: str, now: float, version: int) -> Message:
+        """The message in a PUBLISH of *version*; *topic* is its topic name with any alias resolved."""
+        if source.properties:
+            return cls.with_properties(source, topic, now)
+        message = cls(topic, source.payload, source.qos, source.retain)
+        if source.qos and not (source.retain or source.dup):
+            # What came is, but for the packet identifier, what will be sent: no need to encode it again.
+            wire, at = source.wire, source.packet_id_at
+            if at:
+                message._parts[(source.qos << 4) | version] = (wire[:at], wire[at + 2 :])
+        return message
+
+    @classmethod
+    def with_properties(cls, source: Publish | Will, topic: str, now: float) -> Message:
+        """The message in a will, or in a PUBLISH that may have properties."""
+        properties = source.properties or {}
         kept = {name: properties[name] for name in _END_TO_END if name in properties}  # type: ignore[literal-required]
         expiry_s = properties.get("message_expiry_interval")
         return cls(

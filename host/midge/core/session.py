@@ -152,13 +152,12 @@ class Session:
     def _next_packet_id(self) -> int:
         # Counts 1, 2, 3, ...; one still in use is passed over [MQTT-2.2.1-3]. The window is far
         # smaller than 65,535, so a free one is always near.
-        packet_id = self.last_packet_id
+        packet_id = self.last_packet_id % 65_535 + 1
         in_flight = self.in_flight
-        while True:
+        while packet_id in in_flight:
             packet_id = packet_id % 65_535 + 1
-            if packet_id not in in_flight:
-                self.last_packet_id = packet_id
-                return packet_id
+        self.last_packet_id = packet_id
+        return packet_id
 
     def resume(self, now: float) -> None:
         """Send again what the last connection left unacknowledged, in order [MQTT-4.4.0-1], then the queue."""
@@ -172,14 +171,16 @@ class Session:
         self.fill_window(now)
 
     def puback(self, packet_id: int, now: float) -> None:
-        """PUBACK, or a PUBREC that refuses: the message is the client's now (or nobody's)."""
-        delivery = self.in_flight.get(packet_id)
-        if delivery is None or delivery.is_released:
+        """PUBACK: the message is the client's now."""
+        delivery = self.in_flight.pop(packet_id, None)
+        if delivery is None:
             return  # a late answer to what was sent on an earlier connection; nothing to do
         if delivery.qos != 1:
+            self.in_flight[packet_id] = delivery
             raise ProtocolError(ReasonCode.PROTOCOL_ERROR, f"PUBACK for a QoS 2 message ({packet_id})")
-        self._remove_in_flight(packet_id)
-        if self.queue or (self.connection is not None and self.connection.is_ping_waiting):
+        if delivery.batch and self.changes is not None:
+            self.changes.delivery_removed(self, delivery)
+        if self.queue:
             self.fill_window(now)
 
     def pubrec(self, packet_id: int, is_refused: bool, now: float) -> bool:
