@@ -8,17 +8,24 @@ import heapq
 from collections.abc import Callable
 
 
+# Cancelled entries that are not worth clearing away.
+_CANCELLED_MIN = 100
+
+
 class Timer:
-    """One deadline. `cancel()` is cheap: the entry stays in the heap and is skipped when it is due."""
+    """One deadline. `cancel()` is cheap: the entry stays in the heap until it is due, or in the way."""
 
-    __slots__ = ("action", "when")
+    __slots__ = ("_timers", "action", "when")
 
-    def __init__(self, when: float, action: Callable[[float], None]) -> None:
+    def __init__(self, timers: Timers, when: float, action: Callable[[float], None]) -> None:
+        self._timers = timers
         self.when = when
         self.action: Callable[[float], None] | None = action  # None once cancelled or run
 
     def cancel(self) -> None:
-        self.action = None
+        if self.action is not None:
+            self.action = None
+            self._timers.cancelled()
 
     def __lt__(self, other: Timer) -> bool:
         return self.when < other.when
@@ -29,18 +36,30 @@ class Timers:
 
     def __init__(self) -> None:
         self._heap: list[Timer] = []
+        self._cancelled = 0  # entries of the heap that are cancelled
 
     def at(self, when: float, action: Callable[[float], None]) -> Timer:
         """Call *action(now)* once *when* (s since the epoch) has come."""
-        timer = Timer(when, action)
+        timer = Timer(self, when, action)
         heapq.heappush(self._heap, timer)
         return timer
+
+    def cancelled(self) -> None:
+        """An entry was cancelled. Clients that come and go leave one each, due up to 27 hours later (the
+        longest keep alive): once they are more than half of the heap they are cleared away."""
+        self._cancelled += 1
+        if self._cancelled > max(_CANCELLED_MIN, len(self._heap) // 2):
+            # In place: `run` may be going through it.
+            self._heap[:] = [timer for timer in self._heap if timer.action is not None]
+            heapq.heapify(self._heap)
+            self._cancelled = 0
 
     def next_deadline(self) -> float | None:
         """When `run` should be called next (s since the epoch); None: nothing waits."""
         heap = self._heap
         while heap and heap[0].action is None:
             heapq.heappop(heap)
+            self._cancelled -= 1
         return heap[0].when if heap else None
 
     def run(self, now: float) -> None:
@@ -49,5 +68,7 @@ class Timers:
         while heap and heap[0].when <= now:
             timer = heapq.heappop(heap)
             action, timer.action = timer.action, None
-            if action is not None:
+            if action is None:
+                self._cancelled -= 1
+            else:
                 action(now)
