@@ -117,7 +117,7 @@ def test_messages_go_both_ways_and_nothing_stays_behind(start) -> None:
 
 def test_a_command_published_by_hand_reaches_a_board_as_the_demo_says(start) -> None:
     demo = start()
-    demo.wait_for("Your turn, in another terminal")
+    demo.wait_for("Your turn, in another terminal(?s:.*)mosquitto_pub")
     line = re.search(r"midge (pub -p \d+ -q 1 -t hub/controller/set/led -m on)\n", demo.output)
     assert line, demo.output
     # The demo switches the LED itself; an interval is ours alone.

@@ -94,7 +94,16 @@ class Process:
         return None if self._process is None else self._process.returncode
 
     async def start(self) -> None:
-        """Starts the program in a directory of its own. `BoardError` if there is no such program."""
+        """Starts the program in a directory of its own. `BoardError` if there is no such program.
+        A cancellation waits for the start's end, so that `stop` knows all there is to end."""
+        starting = asyncio.ensure_future(self._start())
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await asyncio.wait([starting])
+            raise
+
+    async def _start(self) -> None:
         directory = self._make_directory()
         try:
             self._process = await asyncio.create_subprocess_exec(
@@ -135,7 +144,9 @@ class Process:
         if self._process is None or self._reader is None:
             raise BoardError(f"{self.name} isn't running")
         code = await self._process.wait()
-        await asyncio.wait([self._reader], timeout=1.0)  # its last lines; a grandchild may hold the pipe longer
+        await asyncio.wait(
+            [self._reader], timeout=1.0
+        )  # its last lines; a grandchild may hold the pipe longer
         return code
 
     async def stop(self) -> None:
@@ -230,7 +241,7 @@ class Board(Process):
         self.program = program
         self._mpy_cross = find_mpy_cross()
 
-    async def start(self) -> None:
+    async def _start(self) -> None:
         directory = self._make_directory()
         try:
             for source in {*device_directory().glob("*.py"), self.program}:
@@ -238,7 +249,7 @@ class Board(Process):
         except BoardError:
             await self.stop()
             raise
-        await super().start()
+        await super()._start()
 
 
 async def _compile(mpy_cross: Path, source: Path, target: Path) -> None:
