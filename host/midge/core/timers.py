@@ -7,7 +7,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 
-
 # Cancelled entries that are not worth clearing away.
 _CANCELLED_MIN = 100
 
