@@ -309,6 +309,16 @@ def _check_topic_name(topic):
         raise ValueError("topic name")  # [MQTT-3.3.2-2], [MQTT-4.7.3-1], [MQTT-4.7.3-2]
 
 
+# What MicroPython's decode() lets pass [MQTT-1.5.3-1]: overlong forms, surrogates, beyond U+10FFFF. The first two bytes
+# of a character tell (Unicode 15, table 3-7).
+def _check_utf8(data):
+    for i in range(len(data) - 1):
+        pair = data[i] << 8 | data[i + 1]
+        if pair >= 0xC000 and (pair < 0xC200 or 0xE000 <= pair < 0xE0A0 or 0xEDA0 <= pair < 0xEE00
+                               or 0xF000 <= pair < 0xF090 or pair >= 0xF490):
+            raise ValueError("UTF-8")
+
+
 def _put_publish(packet, header, packet_id, topic, payload):
     n = len(topic)
     packet.append(header)
@@ -573,13 +583,14 @@ class Client:
         if self._runner:
             self._runner.cancel()
             self._runner = None
-        self._closed = True
         if self.connected:
             self._tx.extend(_DISCONNECT)
             self._kick.set()
-            until = ticks_add(ticks_ms(), self._timeout_ms)
-            while self._tx and not self._lost and await self._wait_turn(until):
+            try:
+                await self._queue(lambda: self._lost or not self._tx)
+            except MQTTTimeout:
                 pass
+        self._closed = True
         self._close()
         for message in list(self.outbox.messages):
             message.set()
@@ -639,45 +650,36 @@ class Client:
         self._watch(message.sent_at)
 
     async def _publish_later(self, header, topic, payload):
-        until = ticks_add(ticks_ms(), self._patience_ms)
         qos = header >> 1 & 3
-        while True:
-            if self._closed:
-                raise MQTTError("disconnected")
-            if self._has_room(qos, len(topic) + len(payload)):
-                break
-            if not await self._wait_turn(until):
-                raise MQTTTimeout("no room, or no connection, in time")
+        await self._queue(lambda: self._has_room(qos, len(topic) + len(payload)))
         if not qos:
             _put_publish(self._tx, header, 0, topic, payload)
             self._kick.set()
-            self._wake_waiting()
             return
         message = self._start(header, topic, payload)
-        self._wake_waiting()
-        await self._settle(message.wait(ticks_diff(until, ticks_ms())))
+        await self._settle(message.wait(self._patience_ms))
 
-    # A place in the queue of those who wait for room. False when the time is over.
-    async def _wait_turn(self, until):
-        left = ticks_diff(until, ticks_ms())
-        if left <= 0:
-            return False
+    # First come, first served: who waits here is woken when those before have gone, and looks again.
+    async def _queue(self, ready):
+        until = ticks_add(ticks_ms(), self._patience_ms)
         signal = _Signal()
         self._waiting.append(signal)
         try:
-            await signal.wait(left)
-        except BaseException:
-            if signal.is_set:
-                self._wake_waiting()  # it was our turn, and we are cancelled: the next one's
-            raise
+            while self._waiting[0] is not signal or not ready():
+                left = ticks_diff(until, ticks_ms())
+                if self._closed:
+                    raise MQTTError("disconnected")
+                if left <= 0:
+                    raise MQTTTimeout("no room, or no connection, in time")
+                signal.clear()
+                await signal.wait(left)
         finally:
-            if signal in self._waiting:
-                self._waiting.remove(signal)
-        return True
+            self._waiting.remove(signal)
+            self._wake_waiting()
 
     def _wake_waiting(self):
         if self._waiting:
-            self._waiting.pop(0).set()
+            self._waiting[0].set()
 
     # CPython's form of _Message.__next__, and for a publish that had to wait for room.
     async def _settle(self, message):
@@ -977,8 +979,9 @@ class Client:
         if not qos and len(self._in_marks) >= self._inbox_max:
             self.dropped += 1
             return
-        if topic_end - pos - 2 != len(self._rx_topic) or not rx.startswith(self._rx_topic, pos + 2):
-            self._read_topic(pos + 2, topic_end)
+        pos += 2
+        if pos == topic_end or topic_end - pos != len(self._rx_topic) or not rx.startswith(self._rx_topic, pos):
+            self._read_topic(pos, topic_end)
         self._in_topics.append(self._rx_topic_name)
         self._in_payloads.append(bytes(self._view[payload:end]))
         self._in_marks.append(packet_id << 3 | qos << 1 | header & 1)
@@ -999,6 +1002,7 @@ class Client:
         topic = bytes(self._view[start:end])
         try:
             _check_topic_name(topic)
+            _check_utf8(topic)
             self._rx_topic_name = topic.decode()
         except ValueError:  # UnicodeError too [MQTT-1.5.3-1]
             raise MQTTError("malformed topic name")
@@ -1006,20 +1010,21 @@ class Client:
 
     def _on_packet(self, header, pos, length):
         rx = self._rx
+        packet_id = rx[pos] << 8 | rx[pos + 1] if length >= 2 else 0
         if not self.connected:
             self._on_connack(header, pos, length)
         elif header == _PINGRESP and length == 0:
             self._ping_at = None
+        elif not packet_id:  # [MQTT-2.3.1-1], or too short
+            raise MQTTError("malformed packet")
         elif (header == _SUBACK and length > 2) or (header == _UNSUBACK and length == 2):
-            self._on_answer(header, rx[pos] << 8 | rx[pos + 1], bytes(self._view[pos + 2:pos + length]))
+            self._on_answer(header, packet_id, bytes(self._view[pos + 2:pos + length]))
         elif length == 2 and header in (_PUBACK, _PUBREC, _PUBREL, _PUBCOMP):
-            self._on_ack(header, rx[pos] << 8 | rx[pos + 1])
+            self._on_ack(header, packet_id)
         else:
-            raise MQTTError("malformed packet, or not a server's: 0x%02x" % header)
+            raise MQTTError("malformed packet, or not a server's")
 
     def _on_ack(self, header, packet_id):
-        if not packet_id:
-            raise MQTTError("packet identifier 0")  # [MQTT-2.3.1-1]
         if header == _PUBREL:
             self.outbox.forget(packet_id)
             _put_ack(self._tx, _PUBCOMP, packet_id)
@@ -1046,6 +1051,8 @@ class Client:
         for code in codes:
             if code > 2 and code != 0x80:
                 raise MQTTError("malformed SUBACK")  # [MQTT-3.9.3-2]
+            if code == 0x80:
+                self.error = MQTTError("subscription refused", code)  # the only trace when it was a renewal
         for request in self._requests:
             if request.packet_id == packet_id and request.answer == header:
                 request.codes = codes
@@ -1094,6 +1101,7 @@ class Client:
             _put_string(body, encoded)
             body.append(qos)
         self._tx.extend(_Request(self._new_id(), _SUBSCRIBE, body).packet)
+        self._kick.set()
 
 
 def _connect_packet(client_id, user, password, keepalive, clean, will):
