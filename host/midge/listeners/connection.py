@@ -34,6 +34,7 @@ class ClientConnection(asyncio.Protocol):
         self._now = now
         self._is_held = False  # the store can't keep up; set and cleared by the server
         self._is_reading = True
+        self._close_timer: asyncio.TimerHandle | None = None  # set when we close
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports have the methods of asyncio.Transport without being its subclasses.
@@ -55,6 +56,8 @@ class ClientConnection(asyncio.Protocol):
             f"connection lost: {exc}" if exc else "connection closed by the client"
         )
         log.info("%s: %s", core, reason)
+        if self._close_timer is not None:
+            self._close_timer.cancel()  # else it would keep all of this connection for its whole time
         core.lost(self._now())
         self._end_turn_soon()
 
@@ -70,7 +73,8 @@ class ClientConnection(asyncio.Protocol):
             self._transport.abort()  # it doesn't read, so there is nothing to wait for
         if core.is_closing and core.is_drained and not self._transport.is_closing():
             self._transport.close()
-            asyncio.get_running_loop().call_later(_CLOSE_TIMEOUT_S, self._transport.abort)
+            loop = asyncio.get_running_loop()
+            self._close_timer = loop.call_later(_CLOSE_TIMEOUT_S, self._transport.abort)
 
     def pause_writing(self) -> None:
         self._core.is_paused = True
