@@ -103,6 +103,12 @@ class Broker:
                 )
                 return
             client_id = "midge-" + secrets.token_hex(8)  # [MQTT-3.1.3-6]
+        if "authentication_method" in (packet.properties or {}):
+            connection.refuse(
+                ReasonCode.BAD_AUTHENTICATION_METHOD,
+                "enhanced authentication, which we don't offer [MQTT-4.12.0-1]",
+            )
+            return
         if len(self.connections) > limits.max_connections:
             connection.refuse(
                 ReasonCode.SERVER_BUSY, f"max_connections ({limits.max_connections}) is reached"
