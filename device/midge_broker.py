@@ -1028,6 +1028,9 @@ class Broker:
         header = (0x90, length) if length < 128 else (0x90, length & 127 | 128, length >> 7)
         connection.control.extend(bytes(header) + answer)
         self._mark(connection)
+        for index in range(len(wanted)):
+            if answer[index + 2] != 0x80:
+                self._send_retained(session, *wanted[index])
 
     def _add_subscription(self, session, topic_filter, qos):
         used = sum(len(other) + _ENTRY_BYTES for each in self._sessions.values() for other in each.subscriptions)
@@ -1036,7 +1039,6 @@ class Broker:
             self._counts[_SUBSCRIPTIONS_REFUSED] += 1
             return False
         session.subscriptions[topic_filter] = qos
-        self._send_retained(session, topic_filter, qos)
         return True
 
     def _send_retained(self, session, topic_filter, qos):

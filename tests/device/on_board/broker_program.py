@@ -1,0 +1,35 @@
+# The board's broker with constructor arguments: broker_program.py [name=value ...]. Runs from the project's root.
+import asyncio
+import gc
+import sys
+
+sys.path.insert(0, "device")
+
+import midge_broker
+
+options = {"port": 0, "bind": "127.0.0.1"}
+users = None
+for argument in sys.argv[1:]:
+    name, value = argument.split("=")
+    if name == "user":  # only this one, with the password "secret"
+        users = value
+    else:
+        options[name] = int(value)
+
+
+def check(client_id, user, password):
+    return user == users and password == b"secret"
+
+
+def echo(topic, payload, retained):
+    broker.publish("echo/" + topic, payload, qos=1)
+
+
+if users:
+    options["auth"] = check
+broker = midge_broker.Broker(**options)
+broker.subscribe("ask/#", echo)
+gc.collect()
+broker.listen()
+print("listening on mqtt://%s:%d" % (broker.bind, broker.port))
+asyncio.run(broker.run())

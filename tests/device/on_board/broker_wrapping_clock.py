@@ -1,0 +1,27 @@
+# The broker on the clock of a 32-bit board, one second before ticks_ms wraps around. Runs from the project's root.
+import asyncio
+import sys
+
+sys.path.insert(0, "device")
+
+import midge_broker
+
+PERIOD = 1 << 30
+now = midge_broker._ticks_ms
+start = now()
+
+
+def ticks_ms():
+    return (PERIOD - 1000 + now() - start) & (PERIOD - 1)
+
+
+def ticks_diff(end, start):
+    return ((end - start + PERIOD // 2) & (PERIOD - 1)) - PERIOD // 2
+
+
+midge_broker._ticks_ms = ticks_ms
+midge_broker._ticks_diff = ticks_diff
+broker = midge_broker.Broker(0, "127.0.0.1")
+broker.listen()
+print("listening on mqtt://%s:%d" % (broker.bind, broker.port))
+asyncio.run(broker.run())
