@@ -233,13 +233,14 @@ def test_unacknowledged_messages_are_resent_with_dup_and_the_same_packet_identif
 
 
 def test_a_new_message_follows_those_resent(port: int, topic: str):
-    subscriber(port, topic, (topic, 1), clean=False).abort()
+    subscriber(port, topic, (topic, 1), clean=False).leave()
     with client(port, "p") as sender:
         sender.send(publish(topic, b"1", 1, 1))
         sender.expect(puback(1))
         with Wire(port, connect(topic, clean=False)) as back:
             back.expect(CONNACK_PRESENT)
             assert back.messages(1) == [Message(topic, b"1", 1, 1)]
+            back.leave()
         sender.send(publish(topic, b"2", 1, 2))
         sender.expect(puback(2))
     with Wire(port, connect(topic, clean=False)) as back:
