@@ -65,7 +65,8 @@ class _Fields:
 class Will(_Fields):
     """The message that the server publishes when the connection ends without DISCONNECT (§3.1.2.5)."""
 
-    __slots__ = _compared = ("payload", "properties", "qos", "retain", "topic")
+    _compared = ("payload", "properties", "qos", "retain", "topic")
+    __slots__ = _compared
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class Will(_Fields):
 class Connect(_Fields):
     """CONNECT (§3.1). `level` is 3, 4 or 5; `is_bridge`: Mosquitto's habit, the level's high bit is set."""
 
-    __slots__ = _compared = (
+    _compared = (
         "clean_start",
         "client_id",
         "is_bridge",
@@ -96,6 +97,7 @@ class Connect(_Fields):
         "username",
         "will",
     )
+    __slots__ = _compared
 
     def __init__(
         self,
@@ -123,7 +125,8 @@ class Connect(_Fields):
 class Connack(_Fields):
     """CONNACK (§3.2). `reason_code` is the return code in 3.1.1."""
 
-    __slots__ = _compared = ("properties", "reason_code", "session_present")
+    _compared = ("properties", "reason_code", "session_present")
+    __slots__ = _compared
 
     def __init__(
         self, session_present: bool, reason_code: int = 0, properties: Properties | None = None
@@ -182,7 +185,8 @@ class PublishRun(_Fields):
     `wire` is their bytes, one slice of the chunk that they came in.
     """
 
-    __slots__ = _compared = ("count", "topic", "wire")
+    _compared = ("count", "topic", "wire")
+    __slots__ = _compared
 
     def __init__(self, topic: str, wire: bytes, count: int) -> None:
         self.topic = topic
@@ -213,7 +217,8 @@ class PublishRun(_Fields):
 class Puback(_Fields):
     """PUBACK (§3.4)."""
 
-    __slots__ = _compared = ("packet_id", "properties", "reason_code")
+    _compared = ("packet_id", "properties", "reason_code")
+    __slots__ = _compared
 
     def __init__(self, packet_id: int, reason_code: int = 0, properties: Properties | None = None) -> None:
         self.packet_id = packet_id
@@ -224,7 +229,8 @@ class Puback(_Fields):
 class Pubrec(_Fields):
     """PUBREC (§3.5)."""
 
-    __slots__ = _compared = ("packet_id", "properties", "reason_code")
+    _compared = ("packet_id", "properties", "reason_code")
+    __slots__ = _compared
 
     def __init__(self, packet_id: int, reason_code: int = 0, properties: Properties | None = None) -> None:
         self.packet_id = packet_id
@@ -235,7 +241,8 @@ class Pubrec(_Fields):
 class Pubrel(_Fields):
     """PUBREL (§3.6)."""
 
-    __slots__ = _compared = ("packet_id", "properties", "reason_code")
+    _compared = ("packet_id", "properties", "reason_code")
+    __slots__ = _compared
 
     def __init__(self, packet_id: int, reason_code: int = 0, properties: Properties | None = None) -> None:
         self.packet_id = packet_id
@@ -246,7 +253,8 @@ class Pubrel(_Fields):
 class Pubcomp(_Fields):
     """PUBCOMP (§3.7)."""
 
-    __slots__ = _compared = ("packet_id", "properties", "reason_code")
+    _compared = ("packet_id", "properties", "reason_code")
+    __slots__ = _compared
 
     def __init__(self, packet_id: int, reason_code: int = 0, properties: Properties | None = None) -> None:
         self.packet_id = packet_id
@@ -257,7 +265,8 @@ class Pubcomp(_Fields):
 class Subscription(_Fields):
     """One topic filter of a SUBSCRIBE with its options (§3.8.3.1); 3.1.1 has only the QoS."""
 
-    __slots__ = _compared = ("filter", "no_local", "qos", "retain_as_published", "retain_handling")
+    _compared = ("filter", "no_local", "qos", "retain_as_published", "retain_handling")
+    __slots__ = _compared
 
     def __init__(
         self,
@@ -277,7 +286,8 @@ class Subscription(_Fields):
 class Subscribe(_Fields):
     """SUBSCRIBE (§3.8)."""
 
-    __slots__ = _compared = ("packet_id", "properties", "subscriptions")
+    _compared = ("packet_id", "properties", "subscriptions")
+    __slots__ = _compared
 
     def __init__(
         self, packet_id: int, subscriptions: list[Subscription], properties: Properties | None = None
@@ -290,7 +300,8 @@ class Subscribe(_Fields):
 class Suback(_Fields):
     """SUBACK (§3.9), one reason code for each topic filter, in their order."""
 
-    __slots__ = _compared = ("packet_id", "properties", "reason_codes")
+    _compared = ("packet_id", "properties", "reason_codes")
+    __slots__ = _compared
 
     def __init__(self, packet_id: int, reason_codes: list[int], properties: Properties | None = None) -> None:
         self.packet_id = packet_id
@@ -301,7 +312,8 @@ class Suback(_Fields):
 class Unsubscribe(_Fields):
     """UNSUBSCRIBE (§3.10)."""
 
-    __slots__ = _compared = ("filters", "packet_id", "properties")
+    _compared = ("filters", "packet_id", "properties")
+    __slots__ = _compared
 
     def __init__(self, packet_id: int, filters: list[str], properties: Properties | None = None) -> None:
         self.packet_id = packet_id
@@ -312,7 +324,8 @@ class Unsubscribe(_Fields):
 class Unsuback(_Fields):
     """UNSUBACK (§3.11), one reason code for each topic filter in 5.0; none in 3.1.1."""
 
-    __slots__ = _compared = ("packet_id", "properties", "reason_codes")
+    _compared = ("packet_id", "properties", "reason_codes")
+    __slots__ = _compared
 
     def __init__(
         self, packet_id: int, reason_codes: list[int] | None = None, properties: Properties | None = None
@@ -337,7 +350,8 @@ class Pingresp(_Fields):
 class Disconnect(_Fields):
     """DISCONNECT (§3.14); 3.1.1 has no reason code."""
 
-    __slots__ = _compared = ("properties", "reason_code")
+    _compared = ("properties", "reason_code")
+    __slots__ = _compared
 
     def __init__(self, reason_code: int = 0, properties: Properties | None = None) -> None:
         self.reason_code = reason_code
@@ -347,7 +361,8 @@ class Disconnect(_Fields):
 class Auth(_Fields):
     """AUTH (§3.15), 5.0 only."""
 
-    __slots__ = _compared = ("properties", "reason_code")
+    _compared = ("properties", "reason_code")
+    __slots__ = _compared
 
     def __init__(self, reason_code: int = 0, properties: Properties | None = None) -> None:
         self.reason_code = reason_code
