@@ -109,7 +109,11 @@ class Connection:
         self.close_reason = ""
 
     def __str__(self) -> str:
-        return f"{self.session.client_id}@{self.address}" if self.session else self.address
+        if self.session is None:
+            return self.address
+        client_id = self.session.client_id
+        # 3.1.1 and 5.0 allow control characters: a line break must not forge a line of the log.
+        return f"{client_id if client_id.isprintable() else ascii(client_id)}@{self.address}"
 
     # -- bytes in --
 
