@@ -28,6 +28,7 @@ from bad_input import (
     Flow,
     Outcome,
     closing_reason_code,
+    connect_packet,
     malformed,
     mutants,
     refused,
@@ -40,8 +41,8 @@ from bad_input import (
 Send = Callable[..., Iterator[Outcome]]
 
 # KiB that the process may grow by once it is warm, whatever it is sent: caches with a bound (topic names,
-# routes, SQLite's pages) still fill. A kilobyte left behind by each bad packet would be 3 to 10 MB.
-GROWTH_MAX_KIB = 3000
+# routes, SQLite's pages) still fill. A kilobyte left behind by each bad packet would be 2 to 5 MB.
+GROWTH_MAX_KIB = 2000
 # s until the broker has closed what we closed, and forgotten it.
 SETTLE_TIMEOUT_S = 10
 # What the log must not give as the reason for a close that bad input asked for.
@@ -160,6 +161,14 @@ def test_mutated_packets_harm_nobody(shelled: Shelled) -> None:
     for outcome in send_and_measure(shelled, list(mutants(MUTANTS, SEED))):
         assert outcome.ended, outcome
     shelled.finish()
+
+
+def test_a_client_identifier_cannot_forge_a_line_of_the_log(shelled: Shelled) -> None:
+    forger = Case("forger", VERSIONS[0], connect_packet(VERSIONS[0], "a\n1970-01-01 INFO all is well\n"), b"\xe0\x00")
+    for outcome in shelled.send(refused, [forger]):
+        assert outcome.ended
+    assert shelled.finish() == ["disconnected by the client"]
+    assert "\n1970" not in shelled.broker.output()
 
 
 def send_and_measure(shelled: Shelled, cases: list[Case]) -> Iterator[Outcome]:
