@@ -26,14 +26,16 @@ DEMO_S = 10
 class Demo:
     """`midge demo` in a process group and temporary directory of its own, its processes marked to be found."""
 
-    def __init__(self, directory: Path, *args: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, *args: str, env: dict[str, str] | None = None, stdout: int = subprocess.PIPE
+    ) -> None:
         self.directory = directory
         self.port = brokers.free_port()
         self.mark = f"MIDGE_E2E={uuid.uuid4()}"
         name, value = self.mark.split("=")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "midge", "demo", "--port", str(self.port), *args],
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.STDOUT,
             env={**os.environ, "TMPDIR": str(directory), name: value, **(env or {})},
         )
@@ -43,8 +45,7 @@ class Demo:
         self._reader.start()
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
+        for line in self.process.stdout or ():
             with self._came:
                 self._lines.append(line.decode())
                 self._came.notify_all()
@@ -138,6 +139,20 @@ def test_ctrl_c_ends_it_with_0_at_any_time_and_nothing_stays_behind(moment: str,
     assert demo.wait() == 0, demo.output
     assert "Traceback" not in demo.output
     demo.assert_nothing_left()
+
+
+def test_a_reader_that_goes_away_ends_it_and_nothing_stays_behind(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    demo = Demo(tmp_path, stdout=write_end)
+    os.close(write_end)
+    try:
+        with open(read_end, "rb") as output:  # as `make run | head -3` does
+            for _ in range(3):
+                output.readline()
+        assert demo.wait() == 141
+        demo.assert_nothing_left()
+    finally:
+        demo.kill()
 
 
 @pytest.mark.parametrize(("name", "program"), [("sensor", "-m sensor"), ("broker", "midge broker")])

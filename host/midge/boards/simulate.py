@@ -179,7 +179,9 @@ class Process:
 
     def _make_directory(self) -> Path:
         if self._directory is None:
-            self._directory = tempfile.TemporaryDirectory(prefix=f"midge-{self.name}-")
+            self._directory = tempfile.TemporaryDirectory(
+                prefix=f"midge-{self.name}-", ignore_cleanup_errors=True
+            )
         return Path(self._directory.name)
 
     async def _ended_after(self, number: signal.Signals) -> bool:

@@ -88,7 +88,9 @@ def run(argv: list[str]) -> int:
     """0: interrupted, or with --seconds: messages went both ways. 1: they didn't, or something died."""
     parser = argparse.ArgumentParser(prog="midge demo", description="The broker, a bridge and three boards.")
     parser.add_argument("--seconds", type=float, metavar="N", help="end after N seconds and check the result")
-    parser.add_argument("--port", type=int, default=0, help="of the broker (1883 if it is free, else another)")
+    parser.add_argument(
+        "--port", type=int, default=0, help="of the broker (1883 if it is free, else another)"
+    )
     options = parser.parse_args(argv)
     goals = [Goal("sensor", "interval", ("2", "1")), Goal("controller", "led", ("on", "off"))]
     try:
@@ -150,7 +152,8 @@ async def _start(demo: Demo, directory: Path, view: "View") -> None:
     hub_port = await _start_one(demo, hub)
     config = directory / "midge.toml"
     config.write_text(
-        CONFIGURATION.format(port=demo.port, directory=directory.as_posix(), hub_port=hub_port), encoding="utf-8"
+        CONFIGURATION.format(port=demo.port, directory=directory.as_posix(), hub_port=hub_port),
+        encoding="utf-8",
     )
     command = [sys.executable, "-m", "midge", "broker", "--config", str(config)]
     await _start_one(demo, Process("broker", command, {"PYTHONUNBUFFERED": "1"}, view.line("broker")))
@@ -171,8 +174,10 @@ async def _start_one(demo: Demo, process: Process) -> int:
 
 
 async def _stop(demo: Demo, view: "View") -> None:
-    """Boards before the brokers that they talk to. Nothing interrupts this: each step has its deadline."""
-    view.note("stopping")
+    """Boards before the brokers that they talk to. Nothing interrupts this: each step has its deadline, and
+    whoever read our output may be gone (`make run | head`)."""
+    with contextlib.suppress(OSError):
+        view.note("stopping")
     for process in reversed(demo.processes):
         await process.stop()
 

@@ -88,7 +88,11 @@ class PlainView:
                 _say(f"    {command}")
 
     def line(self, name: str) -> Callable[[str], None]:
-        return lambda text: _say(f"[{name}] {text}")
+        def take(text: str) -> None:
+            with contextlib.suppress(BrokenPipeError):  # the next message will tell
+                _say(f"[{name}] {text}")
+
+        return take
 
     def note(self, text: str) -> None:
         _say(text)
