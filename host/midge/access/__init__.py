@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from midge.core.access import Permissions
 from midge.protocol.packets import Connect
 from midge.protocol.reasons import ReasonCode
 
@@ -16,8 +17,5 @@ class NobodyMay:
     def connect(self, connect: Connect, address: str, answer: Callable[[ReasonCode], None]) -> None:
         answer(ReasonCode.NOT_AUTHORIZED)
 
-    def may_publish(self, client_id: str, username: str | None, topic: str) -> bool:
-        return False
-
-    def may_subscribe(self, client_id: str, username: str | None, topic_filter: str) -> bool:
-        return False
+    def permissions(self, client_id: str, username: str | None) -> Permissions | None:
+        return None

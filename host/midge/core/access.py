@@ -1,4 +1,4 @@
-"""What the core asks before it lets a client in, publish or subscribe; `midge.access` answers.
+"""What the core asks before it lets a client in, publish, read or subscribe; `midge.access` answers.
 Knows no password file and no rule.
 """
 
@@ -11,9 +11,22 @@ from midge.protocol.packets import Connect
 from midge.protocol.reasons import ReasonCode
 
 
-class Access(Protocol):
-    """`may_publish` and `may_subscribe` answer at once, from memory: they are on the path of every message."""
+class Permissions(Protocol):
+    """What one client may do. Answers at once, from memory."""
 
+    def may_publish(self, topic: str) -> bool: ...
+
+    def may_read(self, topic: str) -> bool:
+        """Asked once per topic name and subscriber, when a route is worked out, not per message."""
+        ...
+
+    def may_subscribe(self, topic_filter: str) -> bool:
+        """False if no topic that matches may be read. A filter that is wider than what may be read is
+        granted, and messages are sorted out by `may_read`, as Mosquitto does it."""
+        ...
+
+
+class Access(Protocol):
     def connect(self, connect: Connect, address: str, answer: Callable[[ReasonCode], None]) -> None:
         """Call *answer* once, in the event loop's thread: at once, or later where passwords must be hashed.
 
@@ -21,6 +34,6 @@ class Access(Protocol):
         """
         ...
 
-    def may_publish(self, client_id: str, username: str | None, topic: str) -> bool: ...
-
-    def may_subscribe(self, client_id: str, username: str | None, topic_filter: str) -> bool: ...
+    def permissions(self, client_id: str, username: str | None) -> Permissions | None:
+        """Of a client that was let in; None: it may do everything, and nothing is asked."""
+        ...

@@ -49,9 +49,10 @@ class Broker:
 
     # -- turns --
 
-    def open(self, address: str, owner: Owner, now: float) -> Connection:
-        """A new connection from *address* (for the log); *owner* does its I/O."""
-        connection = Connection(self, address, owner, now)
+    def open(self, address: str, owner: Owner, now: float, access: Access | None = None) -> Connection:
+        """A new connection from *address* (for the log); *owner* does its I/O. *access* is who is asked
+        about this one, if not the broker's own."""
+        connection = Connection(self, address, owner, now, access or self.access)
         self.connections.add(connection)
         connection.timer = self.timers.at(
             now + self.limits.connect_timeout,
@@ -114,7 +115,8 @@ class Broker:
                 ReasonCode.SERVER_BUSY, f"max_connections ({limits.max_connections}) is reached"
             )
             return
-        if self.access is None or connection.is_trusted:
+        access = connection.access
+        if access is None or connection.is_trusted:
             self._admit(connection, packet, client_id, now)
             return
 
@@ -129,7 +131,7 @@ class Broker:
             connection.decided(connection.last_received)
 
         connection.wait_for_decision()
-        self.access.connect(packet, connection.address, answer)
+        access.connect(packet, connection.address, answer)
 
     def _admit(self, connection: Connection, packet: p.Connect, client_id: str, now: float) -> None:
         """The client may connect: give the connection its session."""
@@ -139,6 +141,7 @@ class Broker:
             session = self._new_session(client_id)
         properties = packet.properties or {}
         self._greet(connection, session, packet, is_present)
+        self.set_permissions(connection, session)
         connection.session = session
         session.connection = connection
         session.ended_at = None
@@ -206,6 +209,19 @@ class Broker:
         session.expiry_timer = session.will_timer = None
         return session
 
+    def set_permissions(self, connection: Connection, session: Session) -> None:
+        """Ask anew what the client may do: it has connected, or the rules have changed."""
+        permissions = None
+        if connection.access is not None and not connection.is_trusted:
+            permissions = connection.access.permissions(session.client_id, connection.username)
+        if permissions is None and session.permissions is None:
+            return
+        session.permissions = permissions
+        if permissions is not None:
+            session.drop_unreadable(permissions)
+        if session.subscriptions:
+            self.routing.forget_routes()
+
     def _new_session(self, client_id: str) -> Session:
         session = Session(client_id, self._next_session_key, self.limits, self.counters)
         self._next_session_key += 1
@@ -250,7 +266,9 @@ class Broker:
 
         def publish(when: float) -> None:
             session.will_timer = None
-            self.publish(Message.with_properties(will, will.topic, when), session, when)
+            # Whether it may is asked now, as Mosquitto does it: the rules may have changed since CONNECT.
+            if self._session_may_publish(session, will.topic):
+                self.publish(Message.with_properties(will, will.topic, when), session, when)
 
         if delay_s:
             session.will_timer = self.timers.at(now + delay_s, publish)
@@ -273,12 +291,14 @@ class Broker:
     # -- publish --
 
     def may_publish(self, connection: Connection, topic: str) -> bool:
+        session = connection.session
+        return session is not None and self._session_may_publish(session, topic)
+
+    def _session_may_publish(self, session: Session, topic: str) -> bool:
         if topic[0] == "$" and topic.startswith(_OWN_TOPICS):
             return False
-        access, session = self.access, connection.session
-        if access is None or session is None or connection.is_trusted:
-            return True
-        return access.may_publish(session.client_id, connection.username, topic)
+        permissions = session.permissions
+        return permissions is None or permissions.may_publish(topic)
 
     def publish_run(self, connection: Connection, run: p.PublishRun, now: float) -> None:
         """QoS 0, no retain, no properties, one topic name: what came is passed on as it is."""
@@ -338,7 +358,7 @@ class Broker:
         """One member of each group gets *message* [MQTT-4.8.2-3]."""
         matched = 0
         for group in groups:
-            target = group.choose(is_kept=message.qos > 0)
+            target = group.choose(message.topic, is_kept=message.qos > 0)
             if target is not None:
                 matched += 1
                 self._deliver(message, target, message.retain and target.retain_as_published, now)
@@ -367,10 +387,9 @@ class Broker:
 
     def check_subscription(self, connection: Connection, topic_filter: str) -> ReasonCode | None:
         """The reason not to grant it; None: it may be granted."""
-        access, session = self.access, connection.session
-        if access is None or session is None or connection.is_trusted:
-            return None
-        if access.may_subscribe(session.client_id, connection.username, topic_filter):
+        session = connection.session
+        permissions = session.permissions if session is not None else None
+        if permissions is None or permissions.may_subscribe(topic_filter):
             return None
         return ReasonCode.NOT_AUTHORIZED
 
@@ -394,7 +413,10 @@ class Broker:
         if subscription.topic_filter.startswith("$share/"):
             return  # MQTT 5.0 §4.8.2: no retained messages for shared subscriptions
         target = Target([subscription])
+        permissions = subscription.session.permissions
         for message in self.retained.matching(subscription.topic_filter):
+            if permissions is not None and not permissions.may_read(message.topic):
+                continue
             if message.is_expired(now):
                 self._retain(Message(message.topic, b"", 0, retain=True))
             else:

@@ -19,6 +19,7 @@ from midge.protocol.reasons import ReasonCode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from midge.core.access import Access
     from midge.core.broker import Broker
     from midge.core.changes import Changes
     from midge.core.session import Delivery, Session
@@ -51,6 +52,7 @@ class Connection:
         "_deferred",
         "_held",
         "_rests",
+        "access",
         "address",
         "aliases",
         "broker",
@@ -78,8 +80,11 @@ class Connection:
         "window",
     )
 
-    def __init__(self, broker: Broker, address: str, owner: Owner, now: float) -> None:
+    def __init__(
+        self, broker: Broker, address: str, owner: Owner, now: float, access: Access | None = None
+    ) -> None:
         self.broker = broker
+        self.access = access  # who is asked whether the client may connect; None: nobody
         self.address = address
         self.owner = owner  # whoever does the I/O; the core only hands it back
         self.decoder = Decoder("server", max_packet_size=broker.limits.max_packet_size)

@@ -67,7 +67,7 @@ class SharedGroup:
     def __init__(self) -> None:
         self.members: dict[Session, Subscription] = {}  # in turn: whoever was chosen goes to the end
 
-    def choose(self, is_kept: bool) -> Target | None:
+    def choose(self, topic: str, is_kept: bool) -> Target | None:
         """The member that gets the next message: in turn, those with room in their window first.
 
         *is_kept*: QoS 1 or 2, which an absent member's session can keep if nobody is there.
@@ -75,6 +75,8 @@ class SharedGroup:
         best: Session | None = None
         best_rank = 3 if is_kept else 2
         for session in self.members:
+            if session.permissions is not None and not session.permissions.may_read(topic):
+                continue
             connection = session.connection
             if connection is None:
                 rank = 2
@@ -172,12 +174,18 @@ class Routing:
             self._routes[topic] = route
         return route
 
+    def forget_routes(self) -> None:
+        """What a session may read has changed: work out the routes anew."""
+        self._routes.clear()
+
     def _route(self, topic: str) -> Route:
         by_session: dict[Session, list[Subscription]] = {}
         groups: list[SharedGroup] = []
         for node in self._matches(topic):
             groups += node.groups.values()
             for session, subscription in node.subscriptions.items():
+                if session.permissions is not None and not session.permissions.may_read(topic):
+                    continue
                 by_session.setdefault(session, []).append(subscription)
         return Route([Target(subscriptions) for subscriptions in by_session.values()], groups)
 

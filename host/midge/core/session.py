@@ -14,6 +14,7 @@ from midge.protocol.errors import ProtocolError
 from midge.protocol.reasons import ReasonCode
 
 if TYPE_CHECKING:
+    from midge.core.access import Permissions
     from midge.core.connection import Connection
     from midge.core.routing import Subscription
     from midge.core.timers import Timer
@@ -60,6 +61,7 @@ class Session:
         "last_packet_id",
         "last_position",
         "limits",
+        "permissions",
         "queue",
         "queued_bytes",
         "received",
@@ -76,6 +78,9 @@ class Session:
         self.changes: Changes | None = None
         self.connection: Connection | None = None  # set by CONNECT, cleared when the connection ends
         self.ended_at: float | None = None  # s since the epoch; None while connected
+        # What its client may do: set by CONNECT and when the rules change, kept while the client is away;
+        # None: everything, or not yet known after a restart (then sorted out at CONNECT).
+        self.permissions: Permissions | None = None
         self.subscriptions: dict[str, Subscription] = {}
         self.in_flight: dict[int, Delivery] = {}  # by packet identifier, in the order sent
         self.queue: deque[Delivery] = deque()  # what waits for room in the window
@@ -119,6 +124,17 @@ class Session:
     def _forget(self, delivery: Delivery) -> None:
         if delivery.batch and self.changes is not None:
             self.changes.delivery_removed(self, delivery)
+
+    def drop_unreadable(self, permissions: Permissions) -> None:
+        """What was queued while its client was away, and may no longer be read, is not sent."""
+        kept: deque[Delivery] = deque()
+        for delivery in self.queue:
+            if permissions.may_read(delivery.message.topic):
+                kept.append(delivery)
+            else:
+                self.queued_bytes -= delivery.message.size()
+                self._forget(delivery)
+        self.queue = kept
 
     def fill_window(self, now: float) -> None:
         """Send from the queue while the client may be sent more [MQTT-3.3.4-9]."""
