@@ -94,7 +94,7 @@ _SYS = (
 )
 
 
-class _Malformed(Exception):  # the peer broke the protocol: ends its connection and nothing else
+class _Malformed(ValueError):  # the peer broke the protocol: ends its connection and nothing else
     pass
 
 
@@ -294,6 +294,7 @@ class _Connection:
     pings = 0  # PINGRESPs due ...
     pings_after = 0  # ... once session.passed has come so far
     will = None  # a message; cleared by DISCONNECT
+    waits_for = None  # a session that fell behind with what this connection published
 
     def __init__(self, broker, sock):
         self.sock = sock  # None once closed
@@ -314,7 +315,7 @@ class Broker:
     _retained_bytes = 0
     _listener = None  # set by listen(), cleared by close()
     _stop_accepting = None
-    _slow = None  # the session that fell behind last
+    _behind = None  # a session that fell behind in this _publish
 
     # auth(client_id: str, user: str | None, password: bytes | None) -> bool
     # log(line: str): a few lines a second at most
@@ -363,6 +364,7 @@ class Broker:
 
     # ---- the hosting program's side ----
 
+    # A wrong topic or filter, or a message larger than max_packet, is a ValueError.
     # callback(topic: str, payload: bytes, retained: bool) is called at once, in the broker's task: be quick.
     def subscribe(self, topic_filter, callback):
         check_filter(topic_filter)
@@ -374,7 +376,10 @@ class Broker:
 
     def publish(self, topic, payload, qos=0, retain=False):
         check_topic(topic)
-        self._publish_message(_message(topic, payload.encode() if isinstance(payload, str) else payload, qos), retain)
+        message = _message(topic, payload.encode() if isinstance(payload, str) else payload, qos)
+        if len(message) > self.max_packet:
+            raise ValueError("larger than max_packet")
+        self._publish_message(message, retain)
         self._flush()
 
     def listen(self):
@@ -513,15 +518,15 @@ class Broker:
     def _guard(self, step, connection):
         try:
             step(connection)
-        except (_Malformed, UnicodeError) as error:
-            self._counts[_MALFORMED] += 1
-            self._close(connection, str(error))
         except OSError:
             self._close(connection, "connection lost")
         except MemoryError:
             gc.collect()
             self._counts[_DROPPED] += 1
             self._close(connection, "out of memory")
+        except Exception as error:  # noqa: BLE001 - _Malformed, UnicodeError, and should there be a bug
+            self._counts[_MALFORMED] += 1
+            self._close(connection, str(error))
 
     def _call(self, hook, *arguments):
         try:
@@ -532,16 +537,17 @@ class Broker:
     # ---- bytes in ----
 
     def _on_readable(self, connection):
-        # Back-pressure: while a receiver that acknowledges falls behind, those who only publish are not
-        # read, so that nothing is lost. One silent for 100 ms holds nobody up: its oldest messages go.
-        slow = self._slow
+        # Back-pressure: while a receiver that acknowledges falls behind, who publishes to it is not read, so
+        # that nothing is lost; for 100 ms at most, and not for one that has been silent for as long: then
+        # the receiver's oldest messages go.
+        slow = connection.waits_for
         if slow:
             receiver = slow.connection
-            if receiver and slow.waiting() > 8 and _ticks_diff(_ticks_ms(), receiver.last_ms) < 100:
-                if connection is not receiver and not (connection.session and connection.session.in_flight):
+            if receiver and receiver is not connection and slow.waiting() > 8:
+                now = _ticks_ms()
+                if _ticks_diff(now, receiver.last_ms) < 100 and _ticks_diff(now, connection.last_ms) < 100:
                     return True
-            else:
-                self._slow = None
+            connection.waits_for = None
         self._guard(self._read, connection)
         self._flush()
         return connection.sock
@@ -724,6 +730,9 @@ class Broker:
             # QoS 0 is not kept for the absent; nothing goes back to a bridge (DESIGN §5: no loops).
             if (target or qos) and not (target and target is source and target.bridge):
                 self._enqueue(session, message, qos << _STATE)
+        if source:
+            source.waits_for = self._behind
+        self._behind = None
         for callback in callbacks:
             self._call(callback, topic, bytes(message[_slot(message) + 2 :]), False)
 
@@ -760,10 +769,13 @@ class Broker:
             self._remove(victim, 2 * victim.in_flight)
             victim.passed += 1
         if waiting > self.max_queued_messages // 4 or self._queued_bytes > self.max_queued_bytes // 2:
-            self._slow = session
+            self._behind = session
+        slot = _slot(message)
+        if message[slot] == 255:
+            message = message[:]  # counts no further
+            message[slot] = 0
         session.queue.append(meta)  # the list grows in even steps: the second one allocates nothing
         session.queue.append(message)
-        slot = _slot(message)
         if not message[slot]:
             self._queued_bytes += len(message)
         message[slot] += 1
