@@ -329,7 +329,7 @@ class Broker:
             "max_clients": max_clients,
             "max_sessions": 2 * max_clients,
             "max_packet": min(max(budget // 16, 256), 65_536),  # twice: to receive, to send
-            "max_queued_messages": min(max(budget // 1000, 16), 1000),  # per session; Mosquitto's limit is 1000
+            "max_queued_messages": min(max(budget // 400, 32), 1000),  # per session; Mosquitto's limit is 1000
             "max_queued_bytes": budget // 4,  # of all queues
             "max_retained_bytes": budget // 8,
             "max_subscription_bytes": budget // 16,
@@ -390,7 +390,7 @@ class Broker:
             try:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 sock.bind(socket.getaddrinfo(self.bind, port)[0][-1])
-                sock.listen(self.max_clients)
+                sock.listen(32)  # more can be lost to a second's wait for the next SYN; 4 bytes each on lwIP
                 sock.setblocking(False)
             except OSError:
                 sock.close()
@@ -768,7 +768,7 @@ class Broker:
                 return
             self._remove(victim, 2 * victim.in_flight)
             victim.passed += 1
-        if waiting > self.max_queued_messages // 4 or self._queued_bytes > self.max_queued_bytes // 2:
+        if waiting > self.max_queued_messages // 8 or self._queued_bytes > self.max_queued_bytes // 2:
             self._behind = session
         slot = _slot(message)
         if message[slot] == 255:
