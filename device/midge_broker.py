@@ -441,6 +441,7 @@ class Broker:
     # To whoever has subscribed to them; kept nowhere.
     def _publish_sys(self):
         connected = sum(1 for connection in self._connections if connection.session)
+        gc.collect()  # or the figure would count garbage
         free = gc.mem_free() if _core else 0
         values = self._counts + [connected, len(self._sessions), free, self.uptime_s]  # noqa: RUF005
         for name, value in zip(_SYS, values):
