@@ -64,6 +64,7 @@ _DUP = const(0x80000)
 # What ends each state, or takes it one further.
 _ENDS_WITH = (0, _PUBACK, _PUBREC, _PUBCOMP)
 _ENTRY_BYTES = const(32)  # list cells of an entry, or an object's header, on a 64-bit port; half on a board
+_RETAINED_BYTES = const(160)  # of a retained message beside itself: dict cells, topic, object headers
 
 _QOS2_RECEIVED_MAX = const(128)  # unreleased QoS 2 packet identifiers; Mosquitto allows 20, paho sends 20
 _PENDING_MAX = const(4)  # connections beside max_clients that have not sent CONNECT yet
@@ -476,9 +477,7 @@ class Broker:
             return
         session = connection.session
         if reason:
-            self._log_lines += 1
-            if self._log_lines <= _LOG_LINES_MAX:
-                self.log("closed %s: %s" % (session.client_id if session else "a newcomer", reason))
+            self._log("closed %s: %s", session.client_id if session else "a newcomer", reason)
         connection.stop_reading()
         if connection.stop_writing:
             connection.stop_writing()
@@ -533,7 +532,12 @@ class Broker:
         try:
             return hook(*arguments)
         except Exception as error:  # noqa: BLE001 - the hosting program's mistake must not end a client
-            self.log("%s: %r" % (hook, error))
+            self._log("failed in %s: %r", hook, error)
+
+    def _log(self, text, *values):
+        self._log_lines += 1
+        if self._log_lines <= _LOG_LINES_MAX:
+            self.log(text % values)
 
     # ---- bytes in ----
 
@@ -739,17 +743,20 @@ class Broker:
 
     def _retain(self, topic, message):
         old = self._retained.get(topic)
-        freed = len(old) + len(topic) + _ENTRY_BYTES if old else 0
+        size = self._retained_bytes - (len(old) + _RETAINED_BYTES if old else 0)
         if len(message) == _slot(message) + 2:  # no payload: deletes [MQTT-3.3.1-10]
             self._retained.pop(topic, None)
-            self._retained_bytes -= freed
+            self._retained_bytes = size
             return
-        size = self._retained_bytes - freed + len(message) + len(topic) + _ENTRY_BYTES
-        if size > self.max_retained_bytes:
-            self._counts[_RETAINED_REFUSED] += 1
-            return
-        self._retained[topic] = message
-        self._retained_bytes = size
+        size += len(message) + _RETAINED_BYTES
+        try:
+            if size <= self.max_retained_bytes:
+                self._retained[topic] = message
+                self._retained_bytes = size
+                return
+        except MemoryError:  # no place for a larger dict
+            gc.collect()
+        self._counts[_RETAINED_REFUSED] += 1
 
     # ---- queues ----
 

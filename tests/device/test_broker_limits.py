@@ -143,7 +143,7 @@ def test_a_packet_larger_than_the_maximum_ends_the_connection_as_soon_as_its_hea
 
 
 def test_a_retained_message_that_does_not_fit_is_delivered_but_not_kept(interpreter: str):
-    with start(interpreter, max_retained_bytes=600) as broker, subscriber(broker.port, "s", ("r/#", 0)) as receiver:
+    with start(interpreter, max_retained_bytes=1000) as broker, subscriber(broker.port, "s", ("r/#", 0)) as receiver:
         for number in range(10):
             receiver.send(publish(f"r/{number}", bytes(100), 0, retain=True))
         assert len(receiver.messages(10)) == 10
