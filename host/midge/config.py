@@ -9,8 +9,17 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from midge.access import MAX_FAILED_LOGINS
 from midge.core.limits import Limits
 from midge.protocol.errors import ProtocolError
 from midge.protocol.topics import check_topic_filter, check_topic_name
@@ -44,7 +53,12 @@ class StoreSection(_Section):
 class AccessSection(_Section):
     """`[access]`"""
 
-    allow_anonymous: bool | None = None  # None: on listeners that only this machine can reach
+    # None: if there is no password file, on listeners that only this machine can reach
+    allow_anonymous: bool | None = None
+    password_file: str | None = None  # Mosquitto's format; relative to this file
+    acl_file: str | None = None  # Mosquitto's format; relative to this file
+    # from one address in a minute; then logins from there are refused for the rest of it. 0: no limit
+    max_failed_logins: Annotated[int, Field(ge=0)] = MAX_FAILED_LOGINS
 
 
 class LimitsSection(_Section):
@@ -146,6 +160,11 @@ class Config(_Section):
     access: AccessSection = AccessSection()
     limits: LimitsSection = LimitsSection()
     bridge: list[Bridge] = []
+    _directory: Path = PrivateAttr(default=Path())  # where the file is
+
+    def path(self, name: str) -> Path:
+        """The file that a key names: relative to the configuration file."""
+        return self._directory / name
 
     @field_validator("bridge")
     @classmethod
@@ -168,13 +187,15 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    return parse(data, str(path))
+    return parse(data, str(path), path.parent)
 
 
-def parse(data: dict[str, Any], source: str) -> Config:
-    """Check *data*, which came from *source* (for the errors)."""
+def parse(data: dict[str, Any], source: str, directory: Path = Path()) -> Config:
+    """Check *data*, which came from *source* (for the errors), a file in *directory*."""
     try:
-        return Config.model_validate(data)
+        config = Config.model_validate(data)
+        config._directory = directory
+        return config
     except ValidationError as error:
         lines = [f"{source}: {_where(item['loc'])}: {_explain(item)}" for item in error.errors()]
         raise ConfigError("\n".join(lines)) from None

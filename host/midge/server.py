@@ -12,7 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from pathlib import Path
 
-from midge.access import NobodyMay
+from midge.access import ListenerAccess, Rules, acl, passwords
+from midge.access.attempts import FailedLogins
+from midge.access.errors import AccessFileError
 from midge.bridge import Bridge
 from midge.config import Config, ConfigError
 from midge.core.broker import Broker
@@ -35,6 +37,8 @@ _RETRY_S = 1.0
 _SYS_INTERVAL_S = 1.0
 # s that clients get to read their DISCONNECT when the broker stops.
 _STOP_TIMEOUT_S = 1.0
+# Threads that hash passwords. A fleet's logins may keep two cores busy, and leave the others to the rest.
+_HASHING_THREADS = 2
 
 
 class Server:
@@ -42,13 +46,16 @@ class Server:
 
     def __init__(self, config: Config, directory: Path) -> None:
         """*directory* is where relative paths of the store start. ConfigError: it would listen to the
-        network without asking anybody who they are."""
+        network without asking anybody who they are, or a file that it names can't be used."""
         self.config = config
         self.addresses: list[str] = []  # "mqtt://127.0.0.1:1883", one per listener, once started
         _check_access(config)
         self._store: Store | None = open_store(config.store.path, config.store.durability, directory)
-        access = NobodyMay() if config.access.allow_anonymous is False else None
-        self.broker = Broker(config.core_limits(), access, is_durable=self._store is not None)
+        self.broker = Broker(config.core_limits(), is_durable=self._store is not None)
+        self._hashing = ThreadPoolExecutor(_HASHING_THREADS, "passwords")
+        self._rules = Rules(self._hashing, self.end_turn_soon)
+        self._access = ListenerAccess(self._rules, allow_anonymous=False)
+        self._load_access(config)
         self._writer = ThreadPoolExecutor(1, "store")
         self._waits = config.store.durability == "commit"
         if not self._waits:
@@ -105,6 +112,7 @@ class Server:
             if handle is not None:
                 handle.cancel()
         self._writer.shutdown()
+        self._hashing.shutdown(cancel_futures=True)
         if self._store is not None:
             self._store.close()
 
@@ -113,7 +121,20 @@ class Server:
         return self._loop.time() + self._epoch
 
     def _protocol(self) -> ClientConnection:
-        return ClientConnection(self.broker, self.end_turn_soon, self.now)
+        return ClientConnection(self.broker, self.end_turn_soon, self.now, self._access)
+
+    def _load_access(self, config: Config) -> None:
+        """Take over users and rules. ConfigError, and nothing changed: a file can't be used."""
+        section = config.access
+        try:
+            users = passwords.load(config.path(section.password_file)) if section.password_file else None
+            rules = acl.load(config.path(section.acl_file)) if section.acl_file else None
+        except AccessFileError as error:
+            raise ConfigError(str(error)) from None
+        self._rules.users, self._rules.acl = users, rules
+        self._rules.failed = FailedLogins(section.max_failed_logins)
+        allow = section.allow_anonymous
+        self._access.allow_anonymous = users is None if allow is None else allow
 
     # -- turns --
 
@@ -195,14 +216,15 @@ class Server:
 
 
 def _check_access(config: Config) -> None:
-    if config.access.allow_anonymous is not None:
+    if config.access.allow_anonymous is not None or config.access.password_file is not None:
         return
     for listener in config.listener:
         if not _is_loopback(listener.bind):
             raise ConfigError(
                 f"refusing to listen on {listener.bind}, which other machines can reach, without "
-                "authentication: pass --allow-anonymous (or set access.allow_anonymous = true) if anybody "
-                "on that network may publish and subscribe, or bind 127.0.0.1"
+                "authentication: set access.password_file, or pass --allow-anonymous (or set "
+                "access.allow_anonymous = true) if anybody on that network may publish and subscribe, or "
+                "bind 127.0.0.1"
             )
 
 

@@ -11,6 +11,7 @@ COMMANDS = {
     "broker": "run the broker on this machine",
     "pub": "publish messages (options as mosquitto_pub's)",
     "sub": "subscribe and print what arrives (options as mosquitto_sub's)",
+    "passwd": "manage a password file (options as mosquitto_passwd's)",
     "demo": "run the whole thing here: a broker, three simulated boards and what they say",
 }
 

@@ -75,7 +75,7 @@ def _configure(options: argparse.Namespace) -> Config:
         data["store"]["path"] = ":memory:"
     if options.allow_anonymous is not None:
         data["access"]["allow_anonymous"] = True
-    return parse(data, "command line")
+    return parse(data, "command line", options.config.parent if options.config else Path())
 
 
 def _data_directory(options: argparse.Namespace) -> Path:

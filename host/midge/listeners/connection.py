@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import cast
 
+from midge.access import ListenerAccess
 from midge.core.broker import Broker
 
 log = logging.getLogger("midge.connection")
@@ -28,8 +29,15 @@ _CLOSE_TIMEOUT_S = 5.0
 class ClientConnection(asyncio.Protocol):
     """The asyncio side of one `midge.core.connection.Connection`."""
 
-    def __init__(self, broker: Broker, end_turn_soon: Callable[[], None], now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        end_turn_soon: Callable[[], None],
+        now: Callable[[], float],
+        access: ListenerAccess | None = None,
+    ) -> None:
         self._broker = broker
+        self.access = access  # None: everybody may do everything
         self._end_turn_soon = end_turn_soon
         self._now = now
         self._is_held = False  # the store can't keep up; set and cleared by the server
@@ -40,7 +48,8 @@ class ClientConnection(asyncio.Protocol):
         # uvloop's transports have the methods of asyncio.Transport without being its subclasses.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_HIGH)
-        self._core = self._broker.open(_address(transport), self, self._now())
+        access = None if self.access is None or self.access.is_open else self.access
+        self._core = self._broker.open(_address(transport), self, self._now(), access)
         self._end_turn_soon()  # arms the deadline for CONNECT
 
     def data_received(self, data: bytes) -> None:

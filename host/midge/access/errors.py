@@ -1,0 +1,7 @@
+"""What can be wrong with a file of users or rules.
+Knows no file.
+"""
+
+
+class AccessFileError(Exception):
+    """A password or ACL file can't be used; the message names the file, and the line where there is one."""
