@@ -63,13 +63,15 @@ _RETAIN = const(0x40000)
 _DUP = const(0x80000)
 # What ends each state, or takes it one further.
 _ENDS_WITH = (0, _PUBACK, _PUBREC, _PUBCOMP)
-_ENTRY_BYTES = const(32)  # list cells of an entry, or an object's header, on a 64-bit port; half on a board
+_ENTRY_BYTES = const(32)  # list cells of an entry, or header of an object, on a 64-bit port; half on a board
 _RETAINED_BYTES = const(160)  # of a retained message beside itself: dict cells, topic, object headers
 
 _QOS2_RECEIVED_MAX = const(128)  # unreleased QoS 2 packet identifiers; Mosquitto allows 20, paho sends 20
 _PENDING_MAX = const(4)  # connections beside max_clients that have not sent CONNECT yet
 _ROUTES_MAX = const(16)  # topics whose receivers are remembered; more topics only cost time
 _CHUNK_BYTES = const(1460)  # read at once: one TCP segment, then the others have their turn
+_BEHIND = const(4)  # messages that wait for a place in the window: their publisher waits, too
+_HELD_BYTES_MAX = const(256)  # 64 acknowledgements; usual windows are 10 to 20
 _LOG_LINES_MAX = const(5)  # per second: a UART of 115,200 bit/s takes 5 ms a line
 
 # Counters, by their place in Broker._counts, and their names under $SYS/broker/.
@@ -260,7 +262,10 @@ class _Session:
         self.client_id = client_id
         self.clean = clean
         self.subscriptions = {}  # topic filter -> granted QoS
-        self.queue = []  # meta, message, meta, message ...: first those in flight, then those that wait
+        # meta, message, meta, message ...: first those in flight, then those that wait. Room for some is made
+        # now: in a heap full of messages there are few holes of 512 bytes.
+        self.queue = [None] * 64
+        del self.queue[:]
         self.received = []  # packet identifiers of QoS 2 between PUBLISH and PUBREL
 
     def waiting(self):
@@ -295,7 +300,8 @@ class _Connection:
     pings = 0  # PINGRESPs due ...
     pings_after = 0  # ... once session.passed has come so far
     will = None  # a message; cleared by DISCONNECT
-    waits_for = None  # a session that fell behind with what this connection published
+    waits_for = None  # a session that fell behind with what this connection published ...
+    held = b""  # ... and the acknowledgements of that
 
     def __init__(self, broker, sock):
         self.sock = sock  # None once closed
@@ -331,10 +337,10 @@ class Broker:
             "max_sessions": 2 * max_clients,
             "max_packet": min(max(budget // 16, 256), 65_536),  # twice: to receive, to send
             "max_queued_messages": min(max(budget // 400, 32), 1000),  # per session; Mosquitto's limit is 1000
-            "max_queued_bytes": budget // 4,  # of all queues
+            "max_queued_bytes": budget * 3 // 8,  # of all queues
             "max_retained_bytes": budget // 8,
             "max_subscription_bytes": budget // 16,
-            "max_inflight": 20,  # as Mosquitto
+            "max_inflight": min(max(budget // 4000, 8), 20),  # Mosquitto: 20
             "connect_timeout_s": 10,
             "session_expiry_s": 86_400,  # an absent session older than this makes room when there is none
             "sys_interval_s": 10,
@@ -356,6 +362,7 @@ class Broker:
         self._dirty = []  # connections that have something to send
         self._buffer = bytearray(self.max_packet)
         self._view = memoryview(self._buffer)
+        self._chunk = self._view[:_CHUNK_BYTES]
         self._stage = bytearray(self.max_packet + 64)  # outgoing packets are put together here
         self._stage_view = memoryview(self._stage)
         self._counts = [0] * 7
@@ -435,6 +442,7 @@ class Broker:
             if self.uptime_s % self.sys_interval_s == 0:
                 self._publish_sys()
         for connection in list(self._connections):
+            self._let_go(connection)
             if connection.deadline_ms and _ticks_diff(now, connection.last_ms) > connection.deadline_ms:
                 self._close(connection, "silent for too long")  # [MQTT-3.1.2-24]
         self._flush()
@@ -506,6 +514,7 @@ class Broker:
                 at += 2
             else:
                 self._remove(session, at)
+        session.queue = queue[:]  # the absent keep only the memory that they use
         session.in_flight = 0
 
     def _drop_session(self, session):
@@ -514,10 +523,11 @@ class Broker:
             self._remove(session, 0)
         self._routes.clear()
 
-    # One step of a connection's work: whatever goes wrong in it ends this connection and no other.
+    # One step of a connection's work: whatever goes wrong in it ends this connection and no other. *step* is
+    # a function, since a bound method would be allocated.
     def _guard(self, step, connection):
         try:
-            step(connection)
+            step(self, connection)
         except OSError:
             self._close(connection, "connection lost")
         except MemoryError:
@@ -542,29 +552,45 @@ class Broker:
     # ---- bytes in ----
 
     def _on_readable(self, connection):
-        # Back-pressure: while a receiver that acknowledges falls behind, who publishes to it is not read, so
-        # that nothing is lost; for 100 ms at most, and not for one that has been silent for as long: then
-        # the receiver's oldest messages go.
-        slow = connection.waits_for
-        if slow:
-            receiver = slow.connection
-            if receiver and receiver is not connection and slow.waiting() > 8:
-                now = _ticks_ms()
-                if _ticks_diff(now, receiver.last_ms) < 100 and _ticks_diff(now, connection.last_ms) < 100:
-                    return True
-            connection.waits_for = None
-        self._guard(self._read, connection)
+        if len(connection.held) <= _HELD_BYTES_MAX or self._let_go(connection):
+            self._guard(Broker._read, connection)
+        for other in self._connections:
+            if other.waits_for:
+                self._let_go(other)
         self._flush()
         return connection.sock
 
+    # Back-pressure: while a receiver that acknowledges falls behind, the acknowledgements of what is
+    # published to it are held, so that the publisher waits (one without a window isn't read any more) and
+    # nothing is lost. For 500 ms at most, and not for a receiver that has been silent for 100 ms: then the
+    # receiver's oldest messages go. True if nothing is held any more.
+    def _let_go(self, connection):
+        slow = connection.waits_for
+        if slow:
+            receiver = slow.connection
+            now = _ticks_ms()
+            if (
+                receiver
+                and slow.waiting() > _BEHIND
+                and _ticks_diff(now, receiver.last_ms) < 100
+                and _ticks_diff(now, connection.held_ms) < 500
+            ):
+                return False
+            connection.waits_for = None
+            connection.control.extend(connection.held)
+            connection.held = b""
+            self._mark(connection)
+        return True
+
     def _read(self, connection):
-        view = self._view
+        chunk = self._chunk
         start = 0
         rest = connection.rest
         if rest:
             start = len(rest)
-            view[:start] = rest
-        count = _receive(connection.sock, view[start : start + _CHUNK_BYTES])
+            self._view[:start] = rest
+            chunk = self._view[start : start + _CHUNK_BYTES]
+        count = _receive(connection.sock, chunk)
         if count is None:
             return
         if not count:
@@ -719,7 +745,11 @@ class Broker:
                 received.append(packet_id)
             self._counts[_RECEIVED] += 1
             self._publish(route, message, header & 1, connection)
-        self._acknowledge(connection, _PUBACK if qos == 1 else _PUBREC, packet_id)
+        header = _PUBACK if qos == 1 else _PUBREC
+        if connection.waits_for:
+            connection.held += bytes((header, 2, packet_id >> 8, packet_id & 255))
+        else:
+            self._acknowledge(connection, header, packet_id)
 
     def _publish_message(self, message, retain):
         self._publish(self._route(message, 0, len(message)), message, retain, None)
@@ -735,8 +765,9 @@ class Broker:
             # QoS 0 is not kept for the absent; nothing goes back to a bridge (DESIGN §5: no loops).
             if (target or qos) and not (target and target is source and target.bridge):
                 self._enqueue(session, message, qos << _STATE)
-        if source:
+        if source and self._behind and not source.waits_for:
             source.waits_for = self._behind
+            source.held_ms = _ticks_ms()
         self._behind = None
         for callback in callbacks:
             self._call(callback, topic, bytes(message[_slot(message) + 2 :]), False)
@@ -763,37 +794,40 @@ class Broker:
     # Appends to the session's queue. When that is full, the oldest that waits goes (a QoS 0 message
     # displaces nothing); when all queues together are, the oldest of the longest.
     def _enqueue(self, session, message, meta):
-        size = len(message) + _ENTRY_BYTES
+        slot = _slot(message)
+        if message[slot] == 255:
+            message = message[:]  # counts no further
+            message[slot] = 0
+        size = len(message) + 2 * _ENTRY_BYTES
         while True:
-            waiting = session.waiting()
             victim = session
-            if waiting < self.max_queued_messages:
-                if self._queued_bytes + size <= self.max_queued_bytes:
-                    break
+            waiting = session.waiting()
+            if self._queued_bytes + size > self.max_queued_bytes:
                 victim = max(self._sessions.values(), key=_Session.waiting)
+            elif waiting < self.max_queued_messages:
+                try:
+                    session.queue.append(meta)  # a list grows in even steps: the second one allocates nothing
+                    session.queue.append(message)
+                    break
+                except MemoryError:  # no larger list to be had in one piece: this is all it can take
+                    gc.collect()
             self._counts[_DROPPED] += 1
             if not victim.waiting() or (victim is session and not meta >> _STATE & 3):
                 return
             self._remove(victim, 2 * victim.in_flight)
             victim.passed += 1
-        if waiting > self.max_queued_messages // 8 or self._queued_bytes > self.max_queued_bytes // 2:
-            self._behind = session
-        slot = _slot(message)
-        if message[slot] == 255:
-            message = message[:]  # counts no further
-            message[slot] = 0
-        session.queue.append(meta)  # the list grows in even steps: the second one allocates nothing
-        session.queue.append(message)
         if not message[slot]:
-            self._queued_bytes += len(message)
+            self._queued_bytes += len(message) + _ENTRY_BYTES
         message[slot] += 1
         self._queued_bytes += _ENTRY_BYTES
         if session.connection:
             self._mark(session.connection)
+            if waiting > _BEHIND:
+                self._behind = session
 
     def _remove(self, session, at):
-        session.queue.pop(at)
-        self._release(session.queue.pop(at))
+        self._release(session.queue[at + 1])
+        del session.queue[at : at + 2]  # unlike pop() this keeps the list's memory, which is hard to find again
         self._queued_bytes -= _ENTRY_BYTES
 
     def _release(self, message):
@@ -801,7 +835,7 @@ class Broker:
             slot = _slot(message)
             message[slot] -= 1
             if not message[slot]:
-                self._queued_bytes -= len(message)
+                self._queued_bytes -= len(message) + _ENTRY_BYTES
 
     # ---- acknowledgements ----
 
@@ -848,21 +882,24 @@ class Broker:
         while self._dirty:
             connection = self._dirty.pop()
             connection.dirty = False
-            self._guard(self._transmit, connection)
+            self._guard(Broker._transmit, connection)
 
     # Sends what there is to send, in as few and as large writes as the stage allows, until the socket
     # takes no more.
     def _transmit(self, connection):
-        if connection.forward_end:
-            end = connection.forward_end
+        if connection.unsent:
+            self._write(connection, connection.unsent, 0, len(connection.unsent))
+        end = connection.forward_end
+        if end:
             connection.forward_end = 0
             self._write(connection, self._buffer, connection.forward, end)
         while connection.sock and not connection.unsent:
-            end = len(connection.control)
+            control = connection.control
+            end = len(control)
             if end:
-                self._stage[:end] = connection.control
-                connection.control[:] = b""
-            if connection.session is not None:
+                self._stage[:end] = control
+                control[:] = b""
+            if connection.session:
                 end = self._fill(connection, connection.session, end)
             if not end:
                 return
@@ -870,29 +907,24 @@ class Broker:
 
     def _write(self, connection, data, start, end):
         start += _send(connection.sock, data, start, end - start) or 0
-        if start < end:
-            connection.unsent = bytes(memoryview(data)[start:end])
-            if connection.stop_writing is None:
-                connection.stop_writing = _watch(connection.sock, True, lambda: self._on_writable(connection))
+        connection.unsent = bytes(memoryview(data)[start:end]) if start < end else None
+        if connection.unsent and not connection.stop_writing:
+            connection.stop_writing = _watch(connection.sock, True, lambda: self._on_writable(connection))
 
     def _on_writable(self, connection):
-        self._guard(self._resume, connection)
+        self._mark(connection)
         self._flush()
         if not connection.unsent:
             connection.stop_writing = None
         return connection.unsent
 
-    def _resume(self, connection):
-        unsent = connection.unsent
-        connection.unsent = unsent[_send(connection.sock, unsent, 0, len(unsent)) or 0 :]
-        if not connection.unsent:
-            self._mark(connection)
-
     # Puts what waits in the queue into stage[at:], as much as fits and the window allows.
     def _fill(self, connection, session, at):
         stage = self._stage
         queue = session.queue
-        while session.in_flight < self.max_inflight and session.waiting() and len(connection.control) < 60:
+        # With little room left the window is small, so that it is the publisher who waits.
+        window = self.max_inflight if self._queued_bytes < self.max_queued_bytes // 2 else 4
+        while session.in_flight < window and session.waiting() and len(connection.control) < 60:
             index = 2 * session.in_flight
             meta = queue[index]
             message = queue[index + 1]

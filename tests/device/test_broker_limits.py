@@ -77,8 +77,8 @@ def test_past_max_queued_bytes_the_longest_queue_pays(interpreter: str):
             assert [m.payload for m in back.messages(2)] == [b"1", b"2"]
         with Wire(broker.port, connect("hog", clean=False)) as back:
             back.expect(CONNACK_PRESENT)
-            kept = [int(m.payload) for m in back.messages(15)]
-            assert kept == list(range(kept[0], kept[0] + 15)) and kept[0] > 60
+            kept = numbers(back)
+            assert kept == list(range(100 - len(kept), 100)) and 15 <= len(kept) < 40
         assert sys_value(broker.port, "messages/dropped") > 60
 
 
@@ -139,7 +139,7 @@ def test_a_packet_larger_than_the_maximum_ends_the_connection_as_soon_as_its_hea
             good.send(data)
             good.expect(puback(1))
             receiver.expect(data)
-        assert "packet too large" in broker.output()
+        broker.wait_for_output("packet too large")
 
 
 def test_a_retained_message_that_does_not_fit_is_delivered_but_not_kept(interpreter: str):
