@@ -151,7 +151,9 @@ class Process:
 
     async def stop(self) -> None:
         """Ends the program: SIGINT, which MicroPython and our broker understand, then SIGTERM, then SIGKILL.
-        Removes its directory. May be called at any time, more than once."""
+        Removes its directory. May be called at any time, more than once. What a program says when it is
+        interrupted is no news: it isn't handed on, only kept in `last_lines`."""
+        self.on_line = lambda line: None
         try:
             if self._process is not None:
                 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
