@@ -10,6 +10,7 @@ import random
 from pathlib import Path
 
 import pytest
+
 from brokers import RunningBroker, start_host
 
 from .peers import Disconnected, Publisher, Subscriber
