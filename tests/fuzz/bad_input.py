@@ -337,10 +337,12 @@ class Flow:
 
     def _run(self) -> None:
         try:
-            # A little less than all it could, to leave the processor to the shelling.
-            while not self._is_over.wait(0.002):
+            while True:
                 assert self._publisher.step(timeout_s=self._stall_s), "PUBACK did not come"
                 assert self._subscriber.step(timeout_s=self._stall_s), "PUBLISH did not come"
+                # A little less than all it could, to leave the processor to the shelling.
+                if self._is_over.wait(0.002):
+                    break
             self._publisher.finish()
             while self.messages < self._publisher.next_number:
                 assert self._subscriber.step(timeout_s=self._stall_s), "PUBLISH did not come"

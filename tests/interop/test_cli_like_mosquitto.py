@@ -28,7 +28,7 @@ class Step:
     stdin: bytes = b""
 
 
-EVERYTHING = "-V 5 -F %t|%p|%q|%r|%C|%E|%R|%D|%P|%F"
+EVERYTHING = "-V 5 -F %t|%p|%q|%r|%C|%R|%D|%P|%F"  # not %E: the seconds left depend on when one looks
 
 
 def pub(argv: str, stdin: bytes = b"") -> Step:
