@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import json
 import os
 import re
@@ -32,7 +33,7 @@ from midge.protocol import packets as p
 from midge.protocol.encoder import encode
 
 HOST = "127.0.0.1"
-TOPIC = "bench/kitchen/temperature"
+TOPICS = [f"bench/kitchen{number:02}/temperature" for number in range(10)]  # of one length
 PAYLOAD_BYTES = 64
 CYCLE = 65_535  # packets until payloads and packet identifiers repeat
 QUEUED_MESSAGES = 10_000
@@ -55,9 +56,10 @@ class Stream:
     """Packets of one kind, endlessly, and how far we are."""
 
     def __init__(self, cycle: bytes) -> None:
+        self.cycle = cycle
         self.size = len(cycle) // CYCLE
-        self._bytes = cycle + cycle  # so that a slice never has to wrap
-        self._end = len(cycle)
+        # So that a slice doesn't have to wrap: what one chunk can hold stands there again.
+        self._bytes = cycle + cycle[: RECEIVE_BYTES * 2]
         self._at = 0
 
     def peek(self, count: int) -> bytes:
@@ -65,19 +67,19 @@ class Stream:
 
     def take(self, count: int) -> bytes:
         data = self.peek(count)
-        self._at = (self._at + len(data)) % self._end
+        self._at = (self._at + len(data)) % len(self.cycle)
         return data
 
     def copy(self) -> Stream:
-        other = object.__new__(Stream)
-        other.size, other._bytes, other._end, other._at = self.size, self._bytes, self._end, 0
+        other = copy.copy(self)
+        other._at = 0
         return other
 
 
 def _publishes(qos: int) -> Stream:
     filler = bytes(range(PAYLOAD_BYTES - 8))
     return Stream(b"".join(
-        encode(p.Publish(TOPIC, b"%08d" % number + filler, qos, packet_id=number + 1 if qos else 0), 4)
+        encode(p.Publish(TOPICS[0], b"%08d" % number + filler, qos, packet_id=number + 1 if qos else 0), 4)
         for number in range(CYCLE)
     ))  # fmt: skip
 
@@ -86,14 +88,20 @@ def _acknowledgements(first: int) -> Stream:
     return Stream(b"".join(bytes((first, 2, n >> 8, n & 0xFF)) for n in range(1, CYCLE + 1)))
 
 
-_streams: dict[int, Stream] = {}
+_streams: dict[tuple[int, int], Stream] = {}
 
 
-def stream(first: int) -> Stream:
-    """The packets with that first byte, from the first one on."""
-    if first not in _streams:
-        _streams[first] = _publishes(first >> 1 & 3) if first >> 4 == 3 else _acknowledgements(first)
-    return _streams[first].copy()
+def stream(first: int, topic: int = 0) -> Stream:
+    """The packets with that first byte, from the first one on; PUBLISH to that one of TOPICS."""
+    if first >> 4 != 3:
+        topic = 0
+    if (first, topic) not in _streams:
+        if topic:
+            made = Stream(stream(first).cycle.replace(TOPICS[0].encode(), TOPICS[topic].encode()))
+        else:
+            made = _publishes(first >> 1 & 3) if first >> 4 == 3 else _acknowledgements(first)
+        _streams[first, topic] = made
+    return _streams[first, topic].copy()
 
 
 @dataclass
@@ -114,10 +122,13 @@ class Faults:
 class Client:
     """One connection: compares what comes with what must come, and answers it."""
 
-    def __init__(self, port: int, client_id: str, expects: tuple[int, ...] = (), clean: bool = True) -> None:
+    def __init__(
+        self, port: int, client_id: str, expects: tuple[int, ...] = (), clean: bool = True, topic: int = 0
+    ) -> None:
+        self._topic = topic
         self.received = dict.fromkeys(expects, 0)  # packets by first byte
         self.faults = Faults()
-        self._expected = {first: stream(first) for first in expects}
+        self._expected = {first: stream(first, topic) for first in expects}
         self._answers = {first: stream(ANSWER[first]) for first in expects if first in ANSWER}
         self._is_predictable = True  # cleared by the first packet that is another than the next one
         self._next_number = 0
@@ -139,7 +150,7 @@ class Client:
         return data
 
     def subscribe(self, qos: int) -> None:
-        self.send(encode(p.Subscribe(1, [p.Subscription(TOPIC, qos)]), 4))
+        self.send(encode(p.Subscribe(1, [p.Subscription(TOPICS[self._topic], qos)]), 4))
         assert self._read_exactly(5)[4] == qos
 
     def close(self) -> None:
@@ -215,7 +226,7 @@ class Client:
             end = at + 2 + data[at + 1]
             if end > len(data):
                 break
-            id_at = at + 4 + len(TOPIC) if first >> 4 == 3 else at + 2
+            id_at = at + 4 + len(TOPICS[0]) if first >> 4 == 3 else at + 2
             if first in ANSWER:
                 answers.append(bytes((ANSWER[first], 2)) + data[id_at : id_at + 2])
             if first >> 4 != 3 or self._is_new(int(data[end - PAYLOAD_BYTES : end - PAYLOAD_BYTES + 8])):
@@ -245,12 +256,12 @@ class Client:
 class Publisher(Client):
     """Sends as many messages as its window lets it."""
 
-    def __init__(self, port: int, qos: int, window: int) -> None:
-        super().__init__(port, f"publisher-{qos}", {0: (), 1: (0x40,), 2: (0x50, 0x70)}[qos])
+    def __init__(self, port: int, qos: int, window: int, topic: int = 0) -> None:
+        super().__init__(port, f"publisher-{topic}", {0: (), 1: (0x40,), 2: (0x50, 0x70)}[qos])
         self.qos = qos
         self.sent = 0
         self._window = window
-        self._messages = stream(0x30 | qos << 1)
+        self._messages = stream(0x30 | qos << 1, topic)
 
     @property
     def acknowledged(self) -> int:
@@ -401,43 +412,68 @@ def serve(clients: list[Client], after_each: Callable[[], bool]) -> None:
 _numbers = iter(range(1, 1 << 60))
 
 
+class Topic:
+    """One publisher and those who subscribe to it."""
+
+    def __init__(self, broker: Broker, number: int, qos: int, subscribers: int, window: int, clean: bool) -> None:
+        kinds = {0: (0x30,), 1: (0x32,), 2: (0x34, 0x62)}[qos]
+        self._kind = kinds[0]
+        self.names = [f"subscriber-{next(_numbers)}" for _ in range(subscribers)]
+        self.subscribers = [Client(broker.port, name, kinds, clean, number) for name in self.names]
+        for subscriber in self.subscribers:
+            subscriber.subscribe(qos)
+        self.publisher = Publisher(broker.port, qos, window, number)
+        self.slowest = 0  # messages that every subscriber has; set by `count`
+
+    def count(self) -> int:
+        self.slowest = min([subscriber.received[self._kind] for subscriber in self.subscribers])
+        return self.slowest
+
+    @property
+    def is_done(self) -> bool:
+        publisher = self.publisher
+        return self.slowest >= publisher.sent and (not publisher.qos or publisher.acknowledged >= publisher.sent)
+
+
 def flow(
-    broker: Broker, seconds: float, qos: int, subscribers: int = 1, window: int = WINDOW, clean: bool = True
+    broker: Broker,
+    seconds: float,
+    qos: int,
+    *,
+    topics: int = 1,
+    subscribers: int = 1,
+    window: int = WINDOW,
+    clean: bool = True,
 ) -> Result:
-    """One publisher, as fast as its window allows."""
-    kinds = {0: (0x30,), 1: (0x32,), 2: (0x34, 0x62)}[qos]
-    names = [f"subscriber-{next(_numbers)}" for _ in range(subscribers)]
-    subs = [Client(broker.port, name, kinds, clean) for name in names]
-    for sub in subs:
-        sub.subscribe(qos)
-    publisher = Publisher(broker.port, qos, window)
+    """Each topic has one publisher, as fast as its window allows, and *subscribers*."""
+    flows = [Topic(broker, number, qos, subscribers, window, clean) for number in range(topics)]
     with measured(broker) as result:
         start = last = time.perf_counter()
         seen = 0
 
         def go_on() -> bool:
             nonlocal last, seen
-            delivered = [sub.received[kinds[0]] for sub in subs]
-            slowest = min(delivered)
+            delivered = sum([one.count() for one in flows])
             now = time.perf_counter()
-            if slowest > seen:
-                seen, last = slowest, now
-            if now - start < seconds:
-                publisher.publish(slowest)
-                return False
-            return slowest >= publisher.sent and (not qos or publisher.acknowledged >= publisher.sent)
+            if delivered > seen:
+                seen, last = delivered, now
+            if now - start >= seconds:
+                return all(one.is_done for one in flows)
+            for one in flows:
+                one.publisher.publish(one.slowest)
+            return False
 
-        serve([publisher, *subs], go_on)
+        serve([client for one in flows for client in (one.publisher, *one.subscribers)], go_on)
         result.seconds = last - start
-        result.count = sum(sub.delivered for sub in subs)
-    for sub in subs:
-        sub.faults.lost = publisher.sent - sub.delivered
-        result.faults.add(sub.faults)
-    for client in (publisher, *subs):
-        client.close()
-    if not clean:
-        for name in names:
-            Client(broker.port, name).close()  # a clean session ends the one that was kept
+    for one in flows:
+        one.publisher.close()
+        for name, subscriber in zip(one.names, one.subscribers, strict=True):
+            result.count += subscriber.delivered
+            subscriber.faults.lost = one.publisher.sent - subscriber.delivered
+            result.faults.add(subscriber.faults)
+            subscriber.close()
+            if not clean:
+                Client(broker.port, name).close()  # a clean session ends the one that was kept
     return result
 
 
@@ -524,9 +560,13 @@ SCENARIOS = {
     "q0": Scenario("QoS 0, 1 to 1", lambda b, s: flow(b, s, 0, window=1000)),
     "q1": Scenario("QoS 1, 1 to 1", lambda b, s: flow(b, s, 1), 1),
     "q2": Scenario("QoS 2, 1 to 1", lambda b, s: flow(b, s, 2), 2),
-    "fanout-q0": Scenario("QoS 0, 1 to 100", lambda b, s: flow(b, s, 0, 100, window=50)),
-    "fanout-q1": Scenario("QoS 1, 1 to 100", lambda b, s: flow(b, s, 1, 100), 1),
+    "pairs-q1": Scenario("QoS 1, 10 to 10", lambda b, s: flow(b, s, 1, topics=10), 1),
+    "fanout-q0": Scenario("QoS 0, 1 to 100", lambda b, s: flow(b, s, 0, subscribers=100, window=50)),
+    "fanout-q1": Scenario("QoS 1, 1 to 100", lambda b, s: flow(b, s, 1, subscribers=100), 1),
     "kept-q1": Scenario("QoS 1, 1 to 1 persistent *", lambda b, s: flow(b, s, 1, clean=False), 1, True),
+    "kept-pairs-q1": Scenario(
+        "QoS 1, 10 to 10 persistent *", lambda b, s: flow(b, s, 1, topics=10, clean=False), 1, True
+    ),
     "queued": Scenario("10,000 queued, QoS 1 *", deliver_queued, 1, True, QUEUED_MESSAGES + 1000),
     "ping-q0": Scenario("ping-pong, QoS 0", lambda b, s: ping_pong(b, s, 0)),
     "ping-q1": Scenario("ping-pong, QoS 1", lambda b, s: ping_pong(b, s, 1), 1),
@@ -585,7 +625,7 @@ def print_rows(scenario: Scenario, found: dict[str, list[dict[str, float]]]) -> 
 
         faults = [int(sum(one[fault] for one in rounds)) for fault in ("lost", "doubled", "disordered")]
         print(
-            f"{scenario.what if name == 'midge' else '':27} {name:9} {cell('per_second'):>10} "
+            f"{scenario.what if name == 'midge' else '':28} {name:9} {cell('per_second'):>10} "
             f"{ratio('per_second'):>7} {cell('broker_us', 2):>8} {ratio('broker_us'):>7} "
             f"{faults[0]:>5} {faults[1]:>5} {faults[2]:>5} {cell('p50_us', 1):>7} {cell('p99_us', 1):>7} "
             f"{cell('broker_share', 2):>6} {cell('load_share', 2):>5}",
@@ -599,7 +639,8 @@ NOTES = f"""\
 come, came again, came late. p50, p99: us from publish to receipt. broker, load: processors that the broker and this
 program were busy on; where load is near 1.00 and broker below it, this program was the bottleneck.
 {PAYLOAD_BYTES}-byte payloads, MQTT 3.1.1; at QoS 1 and 2 {WINDOW} messages under way, at QoS 0 1,000 (1 to 100: 50).
-* midge acknowledges once the message is committed to disk (durability = "commit", its default). Mosquitto, with
+* midge acknowledges once the message is committed to disk (durability = "commit", its default): one publisher waits
+for the disk once per window, ten share each write. Mosquitto, with
   persistence true, doesn't write before it acknowledges: it saves every 30 minutes and at its end."""
 
 
@@ -613,7 +654,7 @@ def main() -> int:
     names = options.only.split(",") if options.only else list(SCENARIOS)
     if unknown := [name for name in names if name not in SCENARIOS]:
         parser.error(f"no scenario {unknown[0]!r}; there are {', '.join(SCENARIOS)}")
-    print(f"{'':27} {'broker':9} {'/s':>10} {'x':>7} {'us':>8} {'x':>7} {'lost':>5} {'dup':>5} {'order':>5} "
+    print(f"{'':28} {'broker':9} {'/s':>10} {'x':>7} {'us':>8} {'x':>7} {'lost':>5} {'dup':>5} {'order':>5} "
           f"{'p50':>7} {'p99':>7} {'broker':>6} {'load':>5}")  # fmt: skip
     everything = {}
     is_faulty = False
@@ -621,7 +662,7 @@ def main() -> int:
         found = everything[name] = run(SCENARIOS[name], options.rounds, options.seconds)
         print_rows(SCENARIOS[name], found)
         if len(found) == 1:
-            print(f"{'':27} mosquitto is not installed: apt-get install mosquitto")
+            print(f"{'':28} mosquitto is not installed: apt-get install mosquitto")
         runs = [one for rounds in found.values() for one in rounds]
         is_faulty |= SCENARIOS[name].qos > 0 and any(
             one["lost"] or one["disordered"] or one["doubled"] for one in runs
