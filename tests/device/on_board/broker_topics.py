@@ -1,8 +1,9 @@
 # The broker's matcher and its checks against tests/vectors/topics.json. Runs from the project's root.
 import json
+import os
 import sys
 
-sys.path.insert(0, "device")
+sys.path.insert(0, os.getenv("MIDGE_DEVICE") or "device")
 
 import midge_broker
 

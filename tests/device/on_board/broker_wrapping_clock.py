@@ -1,8 +1,9 @@
 # The broker on the clock of a 32-bit board, one second before ticks_ms wraps around. Runs from the project's root.
 import asyncio
+import os
 import sys
 
-sys.path.insert(0, "device")
+sys.path.insert(0, os.getenv("MIDGE_DEVICE") or "device")
 
 import midge_broker
 
