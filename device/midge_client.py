@@ -170,6 +170,8 @@ if _MICROPYTHON:
                 # EINPROGRESS as Linux and RP2 (115), ESP32 (119) and ESP8266 (118, EALREADY's) number it.
                 if error.errno not in (115, 118, 119):
                     raise
+            if hasattr(socket, "TCP_NODELAY"):  # not on every port: two writes on their way then don't wait
+                stream.setsockopt(6, socket.TCP_NODELAY, 1)
             # A refused connection is "writable" too; the first write then raises its error.
             await _Ready(stream, True)
         except BaseException:
@@ -231,9 +233,9 @@ else:
 
         def __await__(self):
             loop = asyncio.get_running_loop()
-            add, remove = (loop.add_reader, loop.remove_reader)
+            add, remove = loop.add_reader, loop.remove_reader
             if self._to_write:
-                add, remove = (loop.add_writer, loop.remove_writer)
+                add, remove = loop.add_writer, loop.remove_writer
             future = loop.create_future()
             add(self._stream, _resolve, future)
             try:
@@ -241,35 +243,13 @@ else:
             finally:
                 remove(self._stream)
 
-    class _Stream:
-        def __init__(self, connection):
-            self._socket = connection
-            self.fileno = connection.fileno
-            self.close = connection.close
-
-        def readinto(self, buffer):
-            try:
-                return self._socket.recv_into(buffer)
-            except BlockingIOError:
-                return None
-
-        def write(self, buffer):
-            try:
-                return self._socket.send(buffer)
-            except BlockingIOError:
-                return None
-
     async def dial(host, port):
         loop = asyncio.get_running_loop()
         info = (await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))[0]
-        connection = socket.socket(info[0], info[1], info[2])
-        try:
+        with socket.socket(info[0], info[1], info[2]) as connection:
             connection.setblocking(False)
             await loop.sock_connect(connection, info[-1])
-        except BaseException:
-            connection.close()
-            raise
-        return _Stream(connection)
+            return connection.makefile("rwb", 0)  # keeps the connection open
 
 
 # ------------------------------------------------------------------------------------------------------- codec
@@ -295,13 +275,6 @@ def _put_length(packet, n):
         packet.append(n & 127 | 128)
         n >>= 7
     packet.append(n)
-
-
-def _put_ack(packet, header, packet_id):
-    packet.append(header)
-    packet.append(2)
-    packet.append(packet_id >> 8)
-    packet.append(packet_id & 0xFF)
 
 
 def _check_topic_name(topic):
@@ -446,22 +419,18 @@ class _Request(_Signal):
 # ---------------------------------------------------------------------------------------------------------- API
 
 
-# What `async for` awaits. The list that it gives is the same every time, as with poll.ipoll() and
-# espnow.irecv(): unpack it, or keep tuple(message).
+# What `async for` awaits.
 class _Arrival(_Signal):
     def __init__(self, client):
         super().__init__()
         self.client = client
-        self.item = [None, None, None]
-        self._stop = StopIteration(self.item)
 
     def __next__(self):
-        if self.client._take(self.item):
-            self._task = None
-            self._stop.__traceback__ = None
-            raise self._stop
+        self._task = None
+        message = self.client._take()
+        if message:
+            raise StopIteration(message)
         if self.client._closed:
-            self._task = None
             raise StopAsyncIteration
         self._task = core.cur_task
         core._task_queue.push(core.cur_task, core.ticks_add(core.ticks(), _FOREVER_MS))
@@ -511,9 +480,8 @@ class Client:
         self._overflow = False  # set by _read: take more all the same; cleared by _take
         self._rx_topic = b""  # the last topic received, and its bytes
         self._rx_topic_name = ""
-        self._in_topics = []  # the inbox, in three lists, since a tuple for each message would be garbage
-        self._in_payloads = []
-        self._in_marks = []  # packet_id << 3 | qos << 1 | retain
+        self._inbox = []  # (topic, payload, retained) received and not yet taken
+        self._marks = []  # for each, what is to be acknowledged: packet_id << 1, | 1 for QoS 2; 0 for nothing
         self._arrival = _Arrival(self)
         self._waiting = []  # signals of publishers that found no room
         self._up = _Signal()  # CONNACK, or lost
@@ -584,10 +552,9 @@ class Client:
         if self.connected:
             self._tx.extend(_DISCONNECT)
             self._kick.set()
-            try:
-                await self._queue(lambda: self._lost or not self._tx)
-            except MQTTTimeout:
-                pass
+            until = ticks_add(ticks_ms(), self._timeout_ms)
+            while self._tx and self.connected and ticks_diff(until, ticks_ms()) > 0:
+                await asyncio.sleep(0.001)
         self._closed = True
         self._close()
         for message in list(self.outbox.messages):
@@ -638,7 +605,7 @@ class Client:
     # The first time or, on a new connection, again [MQTT-4.4.0-1]: with DUP [MQTT-3.3.1-1], the same identifier.
     def _send(self, message):
         if message.state == _WAIT_PUBCOMP:
-            _put_ack(self._tx, _PUBREL, message.packet_id)
+            self._acknowledge(_PUBREL, message.packet_id)
         else:
             header = message.header | _DUP if message.sent else message.header
             _put_publish(self._tx, header, message.packet_id, message.topic, message.payload)
@@ -647,9 +614,17 @@ class Client:
         self._kick.set()
         self._watch(message.sent_at)
 
+    def _acknowledge(self, header, packet_id):
+        tx = self._tx
+        tx.append(header)
+        tx.append(2)
+        tx.append(packet_id >> 8)
+        tx.append(packet_id & 0xFF)
+        self._kick.set()
+
     async def _publish_later(self, header, topic, payload):
         qos = header >> 1 & 3
-        await self._queue(lambda: self._has_room(qos, len(topic) + len(payload)))
+        await self._wait_for_room(qos, len(topic) + len(payload))
         if not qos:
             _put_publish(self._tx, header, 0, topic, payload)
             self._kick.set()
@@ -658,12 +633,12 @@ class Client:
         await self._settle(message.wait(self._patience_ms))
 
     # First come, first served: who waits here is woken when those before have gone, and looks again.
-    async def _queue(self, ready):
+    async def _wait_for_room(self, qos, size):
         until = ticks_add(ticks_ms(), self._patience_ms)
         signal = _Signal()
         self._waiting.append(signal)
         try:
-            while self._waiting[0] is not signal or not ready():
+            while self._waiting[0] is not signal or not self._has_room(qos, size):
                 left = ticks_diff(until, ticks_ms())
                 if self._closed:
                     raise MQTTError("disconnected")
@@ -736,31 +711,28 @@ class Client:
     # The rule of acknowledging: PUBACK or PUBREC leaves when the loop takes the message, not when it arrives. What
     # a reset finds unread in the inbox is then sent again by the server; acknowledging later still, after the loop's
     # body, would show a QoS 2 message twice to a program that leaves its loop.
-    def _take(self, item):
-        if not self._in_marks:
-            return False
-        mark = self._in_marks.pop(0)
-        item[0] = self._in_topics.pop(0)
-        item[1] = self._in_payloads.pop(0)
-        item[2] = mark & 1 == 1
-        qos = mark >> 1 & 3
-        if qos and self.connected:
-            if qos == 2:
-                self.outbox.remember(mark >> 3)
-            _put_ack(self._tx, _PUBREC if qos == 2 else _PUBACK, mark >> 3)
-            self._kick.set()
+    def _take(self):
+        if not self._inbox:
+            return None
+        mark = self._marks.pop(0)
+        if mark and self.connected:
+            if mark & 1:
+                self.outbox.remember(mark >> 1)
+            self._acknowledge(_PUBREC if mark & 1 else _PUBACK, mark >> 1)
         self._overflow = False
         if self._stalled:
             self._read_on.set()
-        return True
+        return self._inbox.pop(0)
 
     async def _next(self):
-        while not self._take(self._arrival.item):
+        while True:
+            message = self._take()
+            if message:
+                return message
             if self._closed:
                 raise StopAsyncIteration
             self._arrival.clear()
             await self._arrival.wait(_FOREVER_MS)
-        return tuple(self._arrival.item)
 
     # ------------------------------------------------------------------------------------------- connection
 
@@ -841,7 +813,7 @@ class Client:
                 if self._ping_at is not None:
                     sleep_ms = self._pong_within_ms - ticks_diff(now, self._ping_at)
             if self.outbox.messages:
-                sleep_ms = min(sleep_ms, self._timeout_ms - ticks_diff(now, self._oldest_at()))
+                sleep_ms = min(sleep_ms, self._timeout_ms - ticks_diff(now, self.outbox.messages[0].sent_at))
             if self._requests:
                 sleep_ms = min(sleep_ms, self._timeout_ms - ticks_diff(now, self._requests[0].sent_at))
             if sleep_ms <= 0:
@@ -854,14 +826,6 @@ class Client:
             self._wake_at = ticks_add(now, sleep_ms)
             self._down.clear()
             await self._down.wait(sleep_ms)
-
-    # PUBREC makes a QoS 2 message younger than those behind it, so look at all.
-    def _oldest_at(self):
-        oldest = self.outbox.messages[0].sent_at
-        for message in self.outbox.messages:
-            if ticks_diff(message.sent_at, oldest) < 0:
-                oldest = message.sent_at
-        return oldest
 
     # An answer is expected: the timer must not sleep past its deadline, and the reader must not stall.
     def _watch(self, now):
@@ -943,7 +907,7 @@ class Client:
                 break
             header = rx[pos]
             if header & 0xF0 == _PUBLISH:
-                if len(self._in_marks) >= self._inbox_max and not self._overflow:
+                if len(self._inbox) >= self._inbox_max and not self._overflow:
                     self._stalled = True
                     break
                 self._on_publish(header, body, body + length)
@@ -976,30 +940,25 @@ class Client:
             raise MQTTError("malformed PUBLISH")
         if qos == 2 and self._is_duplicate(packet_id):
             return
-        if not qos and len(self._in_marks) >= self._inbox_max:
+        if not qos and len(self._inbox) >= self._inbox_max:
             self.dropped += 1
             return
         pos += 2
         if pos == topic_end or topic_end - pos != len(self._rx_topic) or not rx.startswith(self._rx_topic, pos):
             self._read_topic(pos, topic_end)
-        self._in_topics.append(self._rx_topic_name)
-        self._in_payloads.append(bytes(self._view[payload:end]))
-        self._in_marks.append(packet_id << 3 | qos << 1 | header & 1)
+        self._inbox.append((self._rx_topic_name, bytes(self._view[payload:end]), header & 1 == 1))
+        self._marks.append(packet_id << 1 | qos >> 1)
         self._arrival.set()
 
     # Exactly once: what the loop has taken is answered again, what it hasn't is answered when it does.
     def _is_duplicate(self, packet_id):
         inbound = self.outbox.inbound
         if packet_id in inbound:
-            _put_ack(self._tx, _PUBREC, packet_id)
-            self._kick.set()
+            self._acknowledge(_PUBREC, packet_id)
             return True
         if len(inbound) >= _INBOUND_MAX:
             raise MQTTError("too many messages without PUBREL")
-        for mark in self._in_marks:
-            if mark >> 1 == packet_id << 2 | 2:
-                return True
-        return False
+        return packet_id << 1 | 1 in self._marks
 
     def _read_topic(self, start, end):
         topic = bytes(self._view[start:end])
@@ -1030,8 +989,7 @@ class Client:
     def _on_ack(self, header, packet_id):
         if header == _PUBREL:
             self.outbox.forget(packet_id)
-            _put_ack(self._tx, _PUBCOMP, packet_id)
-            self._kick.set()
+            self._acknowledge(_PUBCOMP, packet_id)
             return
         message = self.outbox.find(packet_id)
         state = message.state if message else _DONE
@@ -1039,10 +997,7 @@ class Client:
             # For an identifier that we don't know too: the server can then let go of it.
             if state == _WAIT_PUBREC:
                 self.outbox.release(message)
-            if message:
-                message.sent_at = ticks_ms()
-            _put_ack(self._tx, _PUBREL, packet_id)
-            self._kick.set()
+            self._acknowledge(_PUBREL, packet_id)
         elif (header == _PUBACK and state == _WAIT_PUBACK) or (header == _PUBCOMP and state == _WAIT_PUBCOMP):
             self.outbox.remove(message)
             message.set()
@@ -1062,14 +1017,14 @@ class Client:
                 request.set()
 
     def _on_connack(self, header, pos, length):
+        if header != _CONNACK or length != 2:
+            raise MQTTError("not a CONNACK")
         flags = self._rx[pos]
         code = self._rx[pos + 1]
-        if header != _CONNACK or length != 2 or flags > 1 or (code and flags) or code > 5:
-            raise MQTTError("not a CONNACK")
+        if flags > 1 or (flags and (code or self._clean)) or code > 5:  # [MQTT-3.2.2-1], [MQTT-3.2.2-4]
+            raise MQTTError("malformed CONNACK")
         if code:
             raise MQTTError("refused: " + _REFUSALS[code - 1], code)
-        if self._clean and flags:
-            raise MQTTError("session present after a clean start")  # [MQTT-3.2.2-1]
         self.session_present = flags == 1
         self.connected = True
         self._resume()
@@ -1078,15 +1033,11 @@ class Client:
     # §4.4: what is unacknowledged goes again, in order; without a session at the server its subscriptions too. All in
     # one write. Of the inbox, what the server will send again is forgotten; what it won't stays, unacknowledged.
     def _resume(self):
-        kept = 0
-        for i, mark in enumerate(self._in_marks):
-            if self.session_present and mark & 6:
-                continue
-            self._in_topics[kept] = self._in_topics[i]
-            self._in_payloads[kept] = self._in_payloads[i]
-            self._in_marks[kept] = mark & 1
-            kept += 1
-        del self._in_topics[kept:], self._in_payloads[kept:], self._in_marks[kept:]
+        for i in range(len(self._marks) - 1, -1, -1):
+            if self._marks[i] and self.session_present:
+                del self._marks[i], self._inbox[i]
+            else:
+                self._marks[i] = 0
         if not self.session_present:
             for packet_id in list(self.outbox.inbound):
                 self.outbox.forget(packet_id)

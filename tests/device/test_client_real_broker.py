@@ -25,7 +25,7 @@ def interpreter(request):
 
 @pytest.fixture
 def mosquitto():
-    with brokers.start_mosquitto() as broker:
+    with brokers.start_mosquitto("set_tcp_nodelay true") as broker:
         yield broker
 
 
@@ -108,7 +108,7 @@ def test_session_outlives_a_takeover(board, mosquitto):
 
 
 def test_client_comes_back_to_a_broker_that_was_killed_and_renews_its_subscriptions(interpreter):
-    first = brokers.start_mosquitto()
+    first = brokers.start_mosquitto("set_tcp_nodelay true")
     board = Board(interpreter, "client_scenarios.py", "real_broker", first.port)
     try:
         round_trips_are_done(board)
