@@ -38,9 +38,50 @@ class _Section(BaseModel):
 class Listener(_Section):
     """`[[listener]]`"""
 
-    type: Literal["tcp"] = "tcp"
+    type: Literal["tcp", "tls", "websocket", "unix"] = "tcp"
     bind: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65_535)] = 1883  # 0: the system chooses
+    # 0: the system chooses; default: 1883, of "tls" 8883, of "websocket" 9001
+    port: Annotated[int, Field(ge=0, le=65_535)] = 1883
+    path: str = ""  # of a Unix socket (relative to this file), or of a WebSocket ("/mqtt")
+    certfile: str | None = None  # PEM, with the chain; relative to this file, as the next two
+    keyfile: str | None = None  # PEM, without passphrase
+    cafile: str | None = None  # PEM: the authorities that clients' certificates must come from
+    require_certificate: bool = False  # a client must show a certificate
+    use_identity_as_username: bool = False  # the certificate's common name is who the client is
+    proxy_protocol: bool = False  # a proxy in front says who the client is (PROXY protocol, version 2)
+    allow_anonymous: bool | None = None  # None: as [access] has it
+    max_connections: Annotated[int, Field(ge=1)] | None = None  # None: only limits.max_connections
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_by_type(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            kind = data.get("type", "tcp")
+            data = {"port": {"tls": 8883, "websocket": 9001}.get(kind, 1883), **data}
+            if kind == "websocket" and not data.get("path"):
+                data["path"] = "/mqtt"
+        return data
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Listener:
+        if self.type == "tls" and self.certfile is None:
+            raise ValueError('type "tls" needs certfile and keyfile')
+        if (self.certfile is None) != (self.keyfile is None):
+            raise ValueError("certfile and keyfile go together")
+        if self.certfile is not None and self.type not in ("tls", "websocket"):
+            raise ValueError('certfile is for the types "tls" and "websocket"')
+        if self.require_certificate and (self.cafile is None or self.certfile is None):
+            raise ValueError("require_certificate needs certfile, keyfile and cafile")
+        if self.use_identity_as_username and not self.require_certificate:
+            raise ValueError("use_identity_as_username needs require_certificate")
+        if self.type == "unix" and not self.path:
+            raise ValueError('type "unix" needs path')
+        if self.type == "websocket" and not self.path.startswith("/"):
+            raise ValueError("the path of a WebSocket starts with /")
+        if self.proxy_protocol and self.type not in ("tcp", "unix"):
+            # In front of TLS the proxy would speak before it; then let the proxy end TLS.
+            raise ValueError('proxy_protocol is for the types "tcp" and "unix"')
+        return self
 
 
 class StoreSection(_Section):

@@ -12,17 +12,20 @@ from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from pathlib import Path
 
-from midge.access import ListenerAccess, Rules, acl, passwords
+from midge.access import Rules, acl, passwords
 from midge.access.attempts import FailedLogins
 from midge.access.errors import AccessFileError
 from midge.bridge import Bridge
-from midge.config import Config, ConfigError
+from midge.config import Bridge as BridgeSection
+from midge.config import Config, ConfigError, Listener
 from midge.core.broker import Broker
 from midge.core.changes import Batch
 from midge.core.connection import Connection
-from midge.listeners import tcp
 from midge.listeners.connection import ClientConnection
+from midge.listeners.door import Door
+from midge.listening import OpenListener
 from midge.metrics import SysTopics
+from midge.protocol.reasons import ReasonCode
 from midge.store import Store, StoreError, open_store
 
 log = logging.getLogger("midge.server")
@@ -54,7 +57,9 @@ class Server:
         self.broker = Broker(config.core_limits(), is_durable=self._store is not None)
         self._hashing = ThreadPoolExecutor(_HASHING_THREADS, "passwords")
         self._rules = Rules(self._hashing, self.end_turn_soon)
-        self._access = ListenerAccess(self._rules, allow_anonymous=False)
+        self._listeners = [
+            OpenListener(section, config, self._rules, self._protocol) for section in config.listener
+        ]
         self._load_access(config)
         self._writer = ThreadPoolExecutor(1, "store")
         self._waits = config.store.durability == "commit"
@@ -65,7 +70,6 @@ class Server:
         self._held: list[Connection] = []  # that are not read from until the store has caught up
         self._is_turn_scheduled = False
         self._timer: asyncio.TimerHandle | None = None
-        self._listeners: list[asyncio.Server] = []
         self._bridges: list[Bridge] = []
         self._sys_topics = SysTopics(self.broker)
 
@@ -76,21 +80,65 @@ class Server:
         self._epoch = time.time() - self._loop.time()
         if self._store is not None:
             self.broker.restore(self._store.load(), self.now())
-        for listener in self.config.listener:
+        for listener in self._listeners:
             try:
-                server, port = await tcp.listen(listener.bind, listener.port, self._protocol)
+                await listener.start()
             except OSError as error:
-                raise OSError(
-                    f"can't listen on {listener.bind}:{listener.port}: {error.strerror or error}"
-                ) from error
-            self._listeners.append(server)
-            host = f"[{listener.bind}]" if ":" in listener.bind else listener.bind
-            self.addresses.append(f"mqtt://{host}:{port}")
-        for section in self.config.bridge:
-            bridge = Bridge(section, self.broker, self.end_turn_soon, self.now)
-            self._bridges.append(bridge)
-            bridge.start()
+                section = listener.section
+                where = section.path if section.type == "unix" else f"{section.bind}:{section.port}"
+                file = f"{error.filename}: " if error.filename and error.filename != section.path else ""
+                raise OSError(f"can't listen on {where}: {file}{error.strerror or error}") from error
+            self.addresses.append(listener.address)
+        for bridge in self.config.bridge:
+            self._start_bridge(bridge)
         self._update_sys()
+
+    def _start_bridge(self, section: BridgeSection) -> None:
+        bridge = Bridge(section, self.broker, self.end_turn_soon, self.now)
+        self._bridges.append(bridge)
+        bridge.start()
+
+    async def reload(self, config: Config) -> None:
+        """Take over users, rules, certificates, limits and bridges of *config*; clients that would no longer
+        be let in are disconnected. ConfigError: it can't be used, and nothing was changed but certificates."""
+        _check_access(config)
+        if [_place(section) for section in config.listener] != [_place(o.section) for o in self._listeners]:
+            log.warning("listeners are added, moved and removed only by a restart")
+        else:
+            for listener, section in zip(self._listeners, config.listener, strict=True):
+                try:
+                    listener.reload(section, config)
+                except OSError as error:
+                    raise ConfigError(f"{error.filename}: {error.strerror}") from None
+        former_users = self._rules.users
+        self._load_access(config)
+        limits = config.core_limits()
+        for name in config.limits.model_fields_set | self.config.limits.model_fields_set:
+            setattr(self.broker.limits, name, getattr(limits, name))
+        self._ask_again(former_users)
+        for bridge in [bridge for bridge in self._bridges if bridge.section not in config.bridge]:
+            self._bridges.remove(bridge)
+            await bridge.stop()
+        running = [bridge.section for bridge in self._bridges]
+        for bridge_section in config.bridge:
+            if bridge_section not in running:
+                self._start_bridge(bridge_section)
+        self.config = config
+        self.end_turn_soon()
+
+    def _ask_again(self, former_users: dict[str, str] | None) -> None:
+        """Users and rules have changed: look again at who is connected."""
+        for connection in list(self.broker.connections):
+            client, session = connection.owner, connection.session
+            if not isinstance(client, ClientConnection):
+                continue  # a bridge's
+            connection.access = None if client.access.is_open else client.access
+            if session is None:
+                continue
+            if client.access.still_admits(connection.username, former_users):
+                self.broker.set_permissions(connection, session)
+            else:
+                connection.close(ReasonCode.NOT_AUTHORIZED, "no longer let in since the reload")
 
     async def stop(self) -> None:
         """Tell the clients, write what is unwritten, close."""
@@ -108,6 +156,8 @@ class Server:
         self._end_turn()
         while self._writing is not None:
             await self._writing
+        for listener in self._listeners:
+            await listener.stop()
         for handle in (self._timer, self._sys_timer):
             if handle is not None:
                 handle.cancel()
@@ -120,8 +170,8 @@ class Server:
         """s since the epoch."""
         return self._loop.time() + self._epoch
 
-    def _protocol(self) -> ClientConnection:
-        return ClientConnection(self.broker, self.end_turn_soon, self.now, self._access)
+    def _protocol(self, door: Door, address: str | None) -> ClientConnection:
+        return ClientConnection(self.broker, self.end_turn_soon, self.now, door, address)
 
     def _load_access(self, config: Config) -> None:
         """Take over users and rules. ConfigError, and nothing changed: a file can't be used."""
@@ -133,8 +183,11 @@ class Server:
             raise ConfigError(str(error)) from None
         self._rules.users, self._rules.acl = users, rules
         self._rules.failed = FailedLogins(section.max_failed_logins)
-        allow = section.allow_anonymous
-        self._access.allow_anonymous = users is None if allow is None else allow
+        for listener in self._listeners:
+            allow = listener.section.allow_anonymous
+            if allow is None:
+                allow = section.allow_anonymous
+            listener.door.access.allow_anonymous = users is None if allow is None else allow
 
     # -- turns --
 
@@ -219,6 +272,8 @@ def _check_access(config: Config) -> None:
     if config.access.allow_anonymous is not None or config.access.password_file is not None:
         return
     for listener in config.listener:
+        if listener.type == "unix" or listener.require_certificate or listener.allow_anonymous is not None:
+            continue
         if not _is_loopback(listener.bind):
             raise ConfigError(
                 f"refusing to listen on {listener.bind}, which other machines can reach, without "
@@ -226,6 +281,12 @@ def _check_access(config: Config) -> None:
                 "access.allow_anonymous = true) if anybody on that network may publish and subscribe, or "
                 "bind 127.0.0.1"
             )
+
+
+def _place(section: Listener) -> dict[str, object]:
+    """What of a listener a reload can't change."""
+    changeable = {"certfile", "keyfile", "cafile", "allow_anonymous", "max_connections"}
+    return section.model_dump(exclude=changeable) | {"is_tls": section.certfile is not None}
 
 
 def _is_loopback(bind: str) -> bool:

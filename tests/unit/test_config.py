@@ -98,11 +98,44 @@ def test_the_keys_that_other_programs_rely_on_are_read(tmp_path: Path) -> None:
             "[[bridge]]\nname = 'a'\naddress = 'mqtt://h'\ntopics = [{filter='#', direction='up'}]",
             "bridge[1].topics[1].direction: 'up' is not allowed: input should be 'in', 'out' or 'both'",
         ),
+        ("[[listener]]\ntype = 'tls'", "listener[1]: type \"tls\" needs certfile and keyfile"),
+        ("[[listener]]\ntype = 'tls'\ncertfile = 'a'", "listener[1]: certfile and keyfile go together"),
+        ("[[listener]]\ncertfile = 'a'\nkeyfile = 'b'", "listener[1]: certfile is for the types"),
+        (
+            "[[listener]]\ntype = 'tls'\ncertfile = 'a'\nkeyfile = 'b'\nrequire_certificate = true",
+            "listener[1]: require_certificate needs certfile, keyfile and cafile",
+        ),
+        (
+            "[[listener]]\nuse_identity_as_username = true",
+            "listener[1]: use_identity_as_username needs require_certificate",
+        ),
+        ("[[listener]]\ntype = 'unix'", 'listener[1]: type "unix" needs path'),
+        (
+            "[[listener]]\ntype = 'websocket'\npath = 'mqtt'",
+            "listener[1]: the path of a WebSocket starts with /",
+        ),
+        (
+            "[[listener]]\ntype = 'websocket'\nproxy_protocol = true",
+            'listener[1]: proxy_protocol is for the types "tcp" and "unix"',
+        ),
         ("[limits", "not valid TOML: "),
     ],
 )
 def test_an_error_says_where_and_what_is_allowed(tmp_path: Path, text: str, message: str) -> None:
     assert error_of(tmp_path, text).startswith(message)
+
+
+def test_each_type_of_listener_has_its_port_and_path(tmp_path: Path) -> None:
+    config = load(
+        write(
+            tmp_path,
+            "[[listener]]\ntype = 'tls'\ncertfile = 'a'\nkeyfile = 'b'\n"
+            "[[listener]]\ntype = 'websocket'\n[[listener]]\ntype = 'unix'\npath = 'socket'\n",
+        )
+    )
+    assert [listener.port for listener in config.listener[:2]] == [8883, 9001]
+    assert [listener.path for listener in config.listener] == ["", "/mqtt", "socket"]
+    assert config.path("socket") == tmp_path / "socket"
 
 
 def test_all_errors_are_told_at_once(tmp_path: Path) -> None:

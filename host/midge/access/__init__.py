@@ -39,16 +39,16 @@ class ListenerAccess:
     """`midge.core.access.Access` of one listener."""
 
     def __init__(self, rules: Rules, allow_anonymous: bool) -> None:
-        self._rules = rules
+        self.rules = rules
         self.allow_anonymous = allow_anonymous
 
     @property
     def is_open(self) -> bool:
         """Everybody is let in and may do everything: there is nothing to ask."""
-        return self.allow_anonymous and self._rules.users is None and self._rules.acl is None
+        return self.allow_anonymous and self.rules.users is None and self.rules.acl is None
 
     def connect(self, connect: Connect, address: str, answer: Callable[[ReasonCode], None]) -> None:
-        rules = self._rules
+        rules = self.rules
         if connect.username is None or rules.users is None:
             # Without a password file a name is only a name, as Mosquitto has it.
             answer(ReasonCode.SUCCESS if self.allow_anonymous else ReasonCode.NOT_AUTHORIZED)
@@ -65,7 +65,7 @@ class ListenerAccess:
         # Who asks for an unknown name waits as long as for a known one.
         hashed = stored or next(iter(users.values()), "")
         is_right = asyncio.get_running_loop().run_in_executor(
-            self._rules.executor, passwords.verify, hashed, connect.password or b""
+            self.rules.executor, passwords.verify, hashed, connect.password or b""
         )
         is_possible = stored is not None and connect.password is not None
         is_right.add_done_callback(partial(self._answer, is_possible, address, answer))
@@ -79,7 +79,7 @@ class ListenerAccess:
     ) -> None:
         if is_right.cancelled():
             return  # the broker stops
-        failed = self._rules.failed
+        failed = self.rules.failed
         now = time.monotonic()
         if failed.is_refused(address, now):  # guesses side by side don't get past the limit
             answer(ReasonCode.CONNECTION_RATE_EXCEEDED)
@@ -88,22 +88,33 @@ class ListenerAccess:
         else:
             failed.add(address, now)
             answer(ReasonCode.BAD_USER_NAME_OR_PASSWORD)
-        self._rules.answered()
+        self.rules.answered()
+
+    def still_admits(self, username: str | None, former_users: dict[str, str] | None) -> bool:
+        """After a reload: whether who was let in by *former_users* would be let in now."""
+        users = self.rules.users
+        if username is None or users is None:
+            return self.allow_anonymous
+        return former_users is not None and users.get(username) == former_users.get(username, "")
 
     def permissions(self, client_id: str, username: str | None) -> Permissions | None:
-        acl = self._rules.acl
+        acl = self.rules.acl
         return None if acl is None else acl.permissions(client_id, username)
 
 
 class CertificateAccess(ListenerAccess):
-    """Of one connection: whose certificate names the user is let in, as that user."""
+    """Of one connection: whose certificate names the user is let in, as that user. None: it names nobody."""
 
-    def __init__(self, rules: Rules, identity: str) -> None:
+    def __init__(self, rules: Rules, identity: str | None) -> None:
         super().__init__(rules, allow_anonymous=False)
         self._identity = identity
 
     def connect(self, connect: Connect, address: str, answer: Callable[[ReasonCode], None]) -> None:
-        answer(ReasonCode.SUCCESS)
+        is_named = self._identity is not None
+        answer(ReasonCode.SUCCESS if is_named else ReasonCode.BAD_USER_NAME_OR_PASSWORD)
+
+    def still_admits(self, username: str | None, former_users: dict[str, str] | None) -> bool:
+        return True
 
     def permissions(self, client_id: str, username: str | None) -> Permissions | None:
         return super().permissions(client_id, self._identity)

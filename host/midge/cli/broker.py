@@ -7,12 +7,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import signal
+import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from midge.config import Config, ConfigError, load, parse
+
+if TYPE_CHECKING:
+    from midge.server import Server
+
+log = logging.getLogger("midge.broker")
 
 _EXAMPLES = """\
 examples:
@@ -56,7 +65,7 @@ def run(argv: list[str]) -> int:
     try:
         config = _configure(options)
         directory = _data_directory(options)
-        return _run(config, directory)
+        return _run(config, directory, options)
     except ConfigError as error:
         print(f"midge broker: {error}", file=sys.stderr)
         return 2
@@ -88,7 +97,33 @@ def _data_directory(options: argparse.Namespace) -> Path:
     return user_data_path("midge")
 
 
-def _run(config: Config, directory: Path) -> int:
+async def _reload_when(changed: asyncio.Event, server: Server, options: argparse.Namespace) -> None:
+    """SIGHUP: read the file again. What can't be used is said, and the broker goes on as it was."""
+    while True:
+        await changed.wait()
+        changed.clear()
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            await server.reload(_configure(options))
+            log.info("configuration reloaded")
+        except ConfigError as error:
+            log.error("not reloaded: %s", error)
+        notify("READY=1")
+
+
+def notify(state: str) -> None:
+    """Tell systemd, if it started us (sd_notify(3)). Nobody there: nothing to do."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        try:
+            sender.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
+        except OSError as error:
+            log.warning("can't notify %s: %s", path, error.strerror)
+
+
+def _run(config: Config, directory: Path, options: argparse.Namespace) -> int:
     from midge.server import Server
     from midge.store import StoreError
 
@@ -99,15 +134,20 @@ def _run(config: Config, directory: Path) -> int:
         loop_factory = asyncio.new_event_loop
 
     async def main() -> None:
-        stopped = asyncio.Event()
+        stopped, changed = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stopped.set)
         server = Server(config, directory)
         await server.start()
+        loop.add_signal_handler(signal.SIGHUP, changed.set)
         for address in server.addresses:
             print(f"listening on {address}", flush=True)
+        notify("READY=1")
+        reloading = loop.create_task(_reload_when(changed, server, options))
         await stopped.wait()
+        notify("STOPPING=1")
+        reloading.cancel()
         await server.stop()
 
     try:

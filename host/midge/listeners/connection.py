@@ -9,8 +9,8 @@ import logging
 from collections.abc import Callable
 from typing import cast
 
-from midge.access import ListenerAccess
 from midge.core.broker import Broker
+from midge.listeners.door import Door
 
 log = logging.getLogger("midge.connection")
 
@@ -34,10 +34,13 @@ class ClientConnection(asyncio.Protocol):
         broker: Broker,
         end_turn_soon: Callable[[], None],
         now: Callable[[], float],
-        access: ListenerAccess | None = None,
+        door: Door,
+        address: str | None = None,
     ) -> None:
+        """*address*: of the client, where the transport knows only a proxy's."""
         self._broker = broker
-        self.access = access  # None: everybody may do everything
+        self._door = door
+        self._address = address
         self._end_turn_soon = end_turn_soon
         self._now = now
         self._is_held = False  # the store can't keep up; set and cleared by the server
@@ -48,8 +51,12 @@ class ClientConnection(asyncio.Protocol):
         # uvloop's transports have the methods of asyncio.Transport without being its subclasses.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_HIGH)
-        access = None if self.access is None or self.access.is_open else self.access
-        self._core = self._broker.open(_address(transport), self, self._now(), access)
+        self.access = self._door.access_of(transport)
+        access = None if self.access.is_open else self.access
+        self._core = self._broker.open(self._address or _address(transport), self, self._now(), access)
+        self._door.connections += 1
+        if self._door.is_full:
+            self._core.abort(f"refused: max_connections of this listener ({self._door.max_connections}) is reached")
         self._end_turn_soon()  # arms the deadline for CONNECT
 
     def data_received(self, data: bytes) -> None:
@@ -67,6 +74,7 @@ class ClientConnection(asyncio.Protocol):
         log.info("%s: %s", core, reason)
         if self._close_timer is not None:
             self._close_timer.cancel()  # else it would keep all of this connection for its whole time
+        self._door.connections -= 1
         core.lost(self._now())
         self._end_turn_soon()
 
@@ -112,4 +120,6 @@ class ClientConnection(asyncio.Protocol):
 
 def _address(transport: asyncio.BaseTransport) -> str:
     peer = transport.get_extra_info("peername")
-    return f"{peer[0]}:{peer[1]}" if peer else "unknown"
+    if isinstance(peer, tuple):
+        return f"{peer[0]}:{peer[1]}"
+    return f"unix:{transport.get_extra_info('sockname') or ''}"

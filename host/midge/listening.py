@@ -1,0 +1,106 @@
+"""From a `[[listener]]` of the configuration to a socket that is listened to.
+Knows each kind of listener, not what is done with a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from midge.access import ListenerAccess, Rules
+from midge.config import Config, Listener
+from midge.listeners import proxy, tcp, tls, unix
+from midge.listeners.door import Door
+
+if TYPE_CHECKING:
+    from midge.listeners.websocket import WebSocketListener
+
+# Makes the protocol of one connection; the address is given where the transport knows only a proxy's.
+MakeProtocol = Callable[[Door, str | None], asyncio.Protocol]
+
+
+class OpenListener:
+    """One listener. `start`, any number of `reload`, `stop`."""
+
+    def __init__(self, section: Listener, config: Config, rules: Rules, make_protocol: MakeProtocol) -> None:
+        self.section = section
+        self._config = config
+        self._make_protocol = make_protocol
+        self._context: ssl.SSLContext | None = None
+        self._server: asyncio.Server | None = None
+        self._websocket: WebSocketListener | None = None
+        self.door = Door(
+            ListenerAccess(rules, allow_anonymous=False),
+            section.max_connections,
+            section.use_identity_as_username,
+        )
+        self.address = ""  # once started: "mqtt://127.0.0.1:1883"
+
+    async def start(self) -> None:
+        """OSError: it can't listen, or a certificate can't be used."""
+        section = self.section
+        if section.certfile is not None:
+            self._context = tls.make_context(*self._files(), section.require_certificate)
+        if section.type == "unix":
+            path = self._config.path(section.path)
+            self._server = await unix.listen(path, self._protocol)
+            self.address = f"unix:{path}"
+        elif section.type == "websocket":
+            await self._start_websocket()
+        else:
+            self._server, port = await tcp.listen(
+                section.bind,
+                section.port,
+                self._protocol,
+                self._context,
+                self._config.limits.connect_timeout,
+            )
+            self.address = f"mqtt{'s' if self._context else ''}://{_host(section.bind)}:{port}"
+
+    async def _start_websocket(self) -> None:
+        from midge.listeners.websocket import WebSocketListener
+
+        section = self.section
+        # A message holds what a client wrote at once: some packets, or a part of one.
+        message_max = 2 * self._config.limits.max_packet_size + 65_536
+        self._websocket = listener = WebSocketListener(self._protocol, section.path, message_max)
+        port = await listener.start(section.bind, section.port, self._context)
+        self.address = f"ws{'s' if self._context else ''}://{_host(section.bind)}:{port}{section.path}"
+
+    def _protocol(self) -> asyncio.Protocol:
+        if self.section.proxy_protocol:
+            make = partial(self._make_protocol, self.door)
+            return proxy.ProxyHeader(make, self._config.limits.connect_timeout)
+        return self._make_protocol(self.door, None)
+
+    def _files(self) -> tuple[Path, Path, Path | None]:
+        section, path = self.section, self._config.path
+        assert section.certfile is not None and section.keyfile is not None
+        return path(section.certfile), path(section.keyfile), path(section.cafile) if section.cafile else None
+
+    def reload(self, section: Listener, config: Config) -> None:
+        """Certificates and limits as they are now. OSError: a file can't be used."""
+        self.section, self._config = section, config
+        self.door.max_connections = section.max_connections
+        if self._context is not None:
+            tls.reload_files(self._context, *self._files())
+
+    def close(self) -> None:
+        """No new connections."""
+        if self._server is not None:
+            self._server.close()
+            if self.section.type == "unix":
+                self._config.path(self.section.path).unlink(missing_ok=True)
+
+    async def stop(self) -> None:
+        """After the connections have ended."""
+        if self._websocket is not None:
+            await self._websocket.stop()
+
+
+def _host(bind: str) -> str:
+    return f"[{bind}]" if ":" in bind else bind
