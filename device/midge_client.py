@@ -255,6 +255,15 @@ else:
 # ------------------------------------------------------------------------------------------------------- codec
 
 
+async def _end(task):
+    if task:
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            pass
+
+
 def _encode(text):
     return text.encode() if isinstance(text, str) else bytes(text)
 
@@ -546,9 +555,8 @@ class Client:
 
     # Writes what is queued and DISCONNECT, so that the server drops the will, and ends the `async for`.
     async def disconnect(self):
-        if self._runner:
-            self._runner.cancel()
-            self._runner = None
+        runner, self._runner = self._runner, None
+        await _end(runner)
         if self.connected:
             self._tx.extend(_DISCONNECT)
             self._kick.set()
@@ -556,7 +564,7 @@ class Client:
             while self._tx and self.connected and ticks_diff(until, ticks_ms()) > 0:
                 await asyncio.sleep(0.001)
         self._closed = True
-        self._close()
+        await self._close()
         for message in list(self.outbox.messages):
             message.set()
         for request in self._requests:
@@ -743,10 +751,10 @@ class Client:
             if self._lost:  # wait_for resumes us a turn later: it may be gone again, and must be closed
                 raise self._lost
         except asyncio.TimeoutError:
-            self._close()
+            await self._close()
             raise MQTTTimeout("no connection, or no CONNACK, in time")
         except BaseException:
-            self._close()
+            await self._close()
             raise
 
     async def _handshake(self):
@@ -766,15 +774,14 @@ class Client:
         if self._lost:
             raise self._lost
 
-    def _close(self):
+    async def _close(self):
         self.connected = False
-        for task in (self._reader, self._writer):
-            if task:
-                task.cancel()
-        self._reader = self._writer = None
-        if self._stream:
-            self._stream.close()
-            self._stream = None
+        reader, writer, stream = self._reader, self._writer, self._stream
+        self._reader = self._writer = self._stream = None
+        await _end(reader)
+        await _end(writer)
+        if stream:  # only now that nobody waits for it: CPython's event loop would keep its file descriptor
+            stream.close()
 
     def _lose(self, error):
         if self._lost is None:
@@ -786,7 +793,7 @@ class Client:
     async def _run(self):
         while True:
             await self._keep()
-            self._close()
+            await self._close()
             delay_ms = self._backoff_ms[0]
             while not self.connected:
                 # Half of it at random: after a power cut a hundred boards don't come back in step.
