@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Iterable
 
 from midge.core.access import Access
+from midge.core.aliases import SentAliases
 from midge.core.changes import Batch, Changes, Snapshot
 from midge.core.connection import Connection, Owner
 from midge.core.limits import Counters, Limits
@@ -161,7 +162,6 @@ class Broker:
         limits = self.limits
         connection.username = packet.username
         connection.is_bridge = packet.is_bridge
-        connection.will = packet.will
         connection.keep_alive_s = packet.keep_alive_s
         answer: p.Properties = {}
         if connection.version == 5:
@@ -181,9 +181,15 @@ class Broker:
             answer["receive_maximum"] = limits.receive_maximum
             answer["maximum_packet_size"] = limits.max_packet_size
             answer["topic_alias_maximum"] = limits.topic_alias_maximum
-        if "maximum_packet_size" not in (packet.properties or {}):
+            if asked.get("request_response_information") == 1:  # [MQTT-3.1.2-28]
+                _add_response_information(answer, session.client_id)
+            aliases = min(asked.get("topic_alias_maximum", 0), limits.topic_alias_maximum)
+            if aliases:  # [MQTT-3.1.2-27]
+                connection.sent_aliases = SentAliases(aliases)
+        if connection.sent_aliases is None and "maximum_packet_size" not in (packet.properties or {}):
             connection.plain_version = connection.version
         connection.send(p.Connack(is_present, 0, answer))
+        connection.will = None if connection.is_closing else packet.will
 
     def _take_session(
         self, connection: Connection, client_id: str, clean_start: bool, now: float
@@ -282,6 +288,10 @@ class Broker:
             session.will_timer = None
         for topic_filter in session.subscriptions:
             self.routing.remove(session, topic_filter)
+        for delivery in session.shared_unsent():
+            group = self.routing.group(delivery.shared)
+            if group is not None and not delivery.message.is_expired(now):
+                self._publish_shared(delivery.message, [group], now)
         session.keep_in(None)
         session.subscriptions.clear()
         if session.expiry_timer is not None:
@@ -361,14 +371,18 @@ class Broker:
             target = group.choose(message.topic, is_kept=message.qos > 0)
             if target is not None:
                 matched += 1
-                self._deliver(message, target, message.retain and target.retain_as_published, now)
+                retain = message.retain and target.retain_as_published
+                self._deliver(message, target, retain, now, group.topic_filter)
         return matched
 
-    def _deliver(self, message: Message, target: Target, retain: bool, now: float) -> None:
+    def _deliver(
+        self, message: Message, target: Target, retain: bool, now: float, shared: str = ""
+    ) -> None:
+        """*shared*: the topic filter of the shared subscription that it comes by."""
         session = target.session
         qos = message.qos if message.qos < target.qos else target.qos
         if qos:
-            session.deliver(message, qos, retain, target.identifiers, now)
+            session.deliver(message, qos, retain, target.identifiers, now, shared)
         elif session.connection is not None:
             session.connection.send_qos0(message, retain, target.identifiers, now)
 
@@ -469,3 +483,10 @@ class Broker:
         for connection in list(connections if connections is not None else self.connections):
             connection.close(ReasonCode.SERVER_SHUTTING_DOWN, "the broker is shutting down")
             connection.will = None  # the client did nothing wrong, and returns to its session
+
+
+def _add_response_information(answer: p.Properties, client_id: str) -> None:
+    """Where the client may have its responses sent (MQTT 5.0 §3.2.2.3.15): a topic name that is its own."""
+    topic = f"response/{client_id}"
+    if not ("+" in topic or "#" in topic):
+        answer["response_information"] = topic

@@ -8,6 +8,7 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
+from midge.core.aliases import ReceivedAliases, SentAliases
 from midge.core.message import Message
 from midge.core.routing import Subscription
 from midge.protocol import packets as p
@@ -71,6 +72,7 @@ class Connection:
         "owner",
         "ping_timer",
         "plain_version",
+        "sent_aliases",
         "session",
         "timer",
         "unacknowledged",
@@ -100,7 +102,8 @@ class Connection:
         self.window = broker.limits.max_inflight_messages
         self.max_packet_size = _UNLIMITED  # bytes, the client's (5.0)
         self.plain_version = 0  # wire format if a PUBLISH of that format may be passed on as it is, else 0
-        self.aliases: dict[int, str] = {}
+        self.aliases = ReceivedAliases(broker.limits.topic_alias_maximum)
+        self.sent_aliases: SentAliases | None = None  # set by CONNECT if the client allows any
         self._deferred: list[p.Packet | p.PublishRun] | None = None  # not None: CONNECT waits for an answer
         self.unacknowledged = 0  # QoS 1 messages whose PUBACK has not left yet
         self.is_ping_waiting = False  # a PINGREQ whose answer waits for the queue (the drained marker)
@@ -196,6 +199,8 @@ class Connection:
         if self.is_closing:
             return
         self.is_closing = True
+        # Nothing follows [MQTT-3.14.4-1]: what others publish before the socket is closed waits or is dropped.
+        self.plain_version = self.window = 0
         self.close_reason = reason
         self.broker.output_ready(self)
 
@@ -253,21 +258,31 @@ class Connection:
         self._rests = True
 
     def send_bytes(self, data: bytes) -> None:
+        if self.is_closing:
+            return
         if not self.out:
             self.broker.output_ready(self)
         self.out.append(data)
 
     def send(self, packet: p.Packet) -> None:
-        self.send_bytes(encode(packet, self.version))
+        """Any packet but PUBLISH. One that the client can't take ends the connection: unlike a message
+        [MQTT-3.1.2-25] an answer that isn't sent would be waited for."""
+        data = encode(packet, self.version)
+        if len(data) > self.max_packet_size:
+            self.close(
+                ReasonCode.PACKET_TOO_LARGE,
+                f"an answer of {len(data)} bytes, the client takes {self.max_packet_size} [MQTT-3.1.2-24]",
+            )
+            return
+        self.send_bytes(data)
 
     def send_publish(self, delivery: Delivery, now: float, dup: bool) -> bool:
         """PUBLISH at QoS 1 or 2; False, and nothing sent, if the client takes no packet of that size."""
-        if delivery.identifiers and self.version == 5:
-            head, tail = delivery.message.parts_for(
-                5, delivery.qos, delivery.retain, delivery.identifiers, now
-            )
+        message = delivery.message
+        if self.version == 5 and (delivery.identifiers or self.sent_aliases is not None):
+            head, tail = self._own_parts(message, delivery.qos, delivery.retain, delivery.identifiers, now)
         else:
-            head, tail = delivery.message.parts(self.version, delivery.qos, delivery.retain, now)
+            head, tail = message.parts(self.version, delivery.qos, delivery.retain, now)
         if len(head) + len(tail) + 2 > self.max_packet_size:
             return False
         if dup:  # [MQTT-3.3.1-1]
@@ -280,8 +295,8 @@ class Connection:
 
     def send_qos0(self, message: Message, retain: bool, identifiers: tuple[int, ...], now: float) -> None:
         """PUBLISH at QoS 0: dropped and counted if the client reads too slowly."""
-        if identifiers and self.version == 5:
-            head, tail = message.parts_for(5, 0, retain, identifiers, now)
+        if self.version == 5 and (identifiers or self.sent_aliases is not None):
+            head, tail = self._own_parts(message, 0, retain, identifiers, now)
         else:
             head, tail = message.parts(self.version, 0, retain, now)
         data = head + tail
@@ -294,6 +309,21 @@ class Connection:
             self.output_bytes += len(data)
         self.broker.counters.publish_sent += 1
         self.send_bytes(data)
+
+    def _own_parts(
+        self, message: Message, qos: int, retain: bool, identifiers: tuple[int, ...], now: float
+    ) -> tuple[bytes, bytes]:
+        """A PUBLISH that is this client's own (5.0): its subscription identifiers, our topic aliases."""
+        aliases = self.sent_aliases
+        if aliases is None or self.is_paused:  # paused: it may yet be dropped, and an alias with it
+            return message.parts_for(qos, retain, identifiers, now)
+        alias, is_known = aliases.find(message.topic)
+        parts = message.parts_for(qos, retain, identifiers, now, alias, is_known)
+        if alias and not is_known:
+            if len(parts[0]) + len(parts[1]) + 2 > self.max_packet_size:
+                return message.parts_for(qos, retain, identifiers, now)  # it may fit without
+            aliases.sent(message.topic, alias)
+        return parts
 
     def send_pubrel(self, packet_id: int) -> None:
         self.send_bytes(b"\x62\x02" + _PACKET_ID.pack(packet_id))
@@ -325,7 +355,7 @@ class Connection:
         session = self.session
         assert session is not None
         broker = self.broker
-        topic = packet.topic if self.version != 5 else self._resolve_alias(packet)
+        topic = packet.topic if self.version != 5 else self.aliases.resolve(packet)
         qos = packet.qos
         if qos == 0:
             if broker.may_publish(self, topic):
@@ -363,25 +393,6 @@ class Connection:
         if not self.out:
             self.broker.output_ready(self)
         self.out.append(data)
-
-    def _resolve_alias(self, packet: p.Publish) -> str:
-        """The topic name, by way of a topic alias where there is one (MQTT 5.0 §3.3.2.3.4)."""
-        if packet.properties is None:
-            return packet.topic
-        alias = packet.properties.get("topic_alias")
-        if alias is None:
-            return packet.topic
-        if alias > self.broker.limits.topic_alias_maximum:
-            raise ProtocolError(
-                ReasonCode.TOPIC_ALIAS_INVALID, f"topic alias {alias} is above the maximum [MQTT-3.3.2-9]"
-            )
-        if packet.topic:
-            self.aliases[alias] = packet.topic
-            return packet.topic
-        topic = self.aliases.get(alias)
-        if topic is None:
-            raise ProtocolError(ReasonCode.PROTOCOL_ERROR, f"topic alias {alias} was never set")
-        return topic
 
     def _on_puback(self, packet: p.Puback, now: float) -> None:
         session = self.session
@@ -436,7 +447,7 @@ class Connection:
         if session.changes is not None:
             self._rests = True
         self.send(p.Suback(packet.packet_id, codes, None))
-        for subscription in granted:
+        for subscription in () if self.is_closing else granted:
             self.broker.send_retained(subscription, now)
 
     def _on_unsubscribe(self, packet: p.Unsubscribe, now: float) -> None:

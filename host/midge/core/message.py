@@ -100,7 +100,7 @@ class Message:
         Encoded once per protocol version, QoS and retain flag, and shared by all subscribers.
         """
         if version == 5 and self.expires_at is not None:
-            return self.parts_for(5, qos, retain, (), now)
+            return self.parts_for(qos, retain, (), now)
         key = (qos << 4) | (retain << 3) | version
         parts = self._parts.get(key)
         if parts is None:
@@ -112,16 +112,25 @@ class Message:
         return parts
 
     def parts_for(
-        self, version: int, qos: int, retain: bool, identifiers: tuple[int, ...], now: float
+        self,
+        qos: int,
+        retain: bool,
+        identifiers: tuple[int, ...],
+        now: float,
+        alias: int = 0,
+        is_alias_known: bool = False,
     ) -> tuple[bytes, bytes]:
-        """As `parts`, with what is the subscriber's own (5.0): its subscription identifiers, the time left."""
+        """As `parts`, with what is the subscriber's own (5.0): subscription identifiers, topic alias, time left."""
         properties: Properties = {}
         if self.properties:
             properties.update(self.properties)
         if self.expires_at is not None:
-            # [MQTT-3.3.2-6]: the received value minus the time it has waited here.
-            properties["message_expiry_interval"] = max(1, int(self.expires_at - now))
+            # [MQTT-3.3.2-6]: the received value minus the time it has waited here, to the nearest second:
+            # what is passed on at once keeps its value.
+            properties["message_expiry_interval"] = max(1, int(self.expires_at - now + 0.5))
         if identifiers:
             properties["subscription_identifier"] = list(identifiers)
+        if alias:
+            properties["topic_alias"] = alias
         encoded = encode_properties(properties, "PUBLISH")
-        return publish_parts(self.topic, self.payload, encoded, qos, retain, version)
+        return publish_parts("" if is_alias_known else self.topic, self.payload, encoded, qos, retain, 5)

@@ -64,7 +64,10 @@ class Target:
 class SharedGroup:
     """The subscriptions of one shared subscription (MQTT 5.0 §4.8.2): each message goes to one of them."""
 
-    def __init__(self) -> None:
+    __slots__ = ("members", "topic_filter")
+
+    def __init__(self, topic_filter: str) -> None:
+        self.topic_filter = topic_filter  # with $share and the share name
         self.members: dict[Session, Subscription] = {}  # in turn: whoever was chosen goes to the end
 
     def choose(self, topic: str, is_kept: bool) -> Target | None:
@@ -136,7 +139,10 @@ class Routing:
         if share_name is None:
             members = node.subscriptions
         else:
-            members = node.groups.setdefault(share_name, SharedGroup()).members
+            group = node.groups.get(share_name)
+            if group is None:
+                group = node.groups[share_name] = SharedGroup(subscription.topic_filter)
+            members = group.members
         is_new = subscription.session not in members
         members[subscription.session] = subscription
         self.count += is_new
@@ -163,6 +169,16 @@ class Routing:
         self.count -= 1
         self._routes.clear()
         return True
+
+    def group(self, topic_filter: str) -> SharedGroup | None:
+        """The shared subscription to *topic_filter* ($share/...), if anybody has it."""
+        share_name, plain_filter = split_shared(topic_filter)
+        node: _Node | None = self._root
+        for level in plain_filter.split("/"):
+            if node is None:
+                return None
+            node = node.children.get(level)
+        return None if node is None or share_name is None else node.groups.get(share_name)
 
     def route(self, topic: str) -> Route:
         """Who gets a message on *topic* (a valid topic name)."""

@@ -12,6 +12,7 @@ from midge.core.limits import Counters, Limits
 from midge.core.message import Message
 from midge.protocol.errors import ProtocolError
 from midge.protocol.reasons import ReasonCode
+from midge.protocol.topics import matches, split_shared
 
 if TYPE_CHECKING:
     from midge.core.access import Permissions
@@ -27,19 +28,37 @@ class Delivery:
 
     `packet_id` is 0 until it is sent. `is_released` is set by PUBREC: from then on PUBREL is what is
     sent again. `position` orders a session's deliveries; `batch` is the number of the batch in which
-    it came into the store, 0 when it isn't there (set and cleared by `Changes`).
+    it came into the store, 0 when it isn't there (set and cleared by `Changes`). `shared` is the topic
+    filter of the shared subscription that it comes by, "" if it comes by the session's own.
     """
 
-    __slots__ = ("batch", "identifiers", "is_released", "message", "packet_id", "position", "qos", "retain")
+    __slots__ = (
+        "batch",
+        "identifiers",
+        "is_released",
+        "message",
+        "packet_id",
+        "position",
+        "qos",
+        "retain",
+        "shared",
+    )
 
     def __init__(
-        self, message: Message, qos: int, retain: bool, identifiers: tuple[int, ...], position: int
+        self,
+        message: Message,
+        qos: int,
+        retain: bool,
+        identifiers: tuple[int, ...],
+        position: int,
+        shared: str = "",
     ) -> None:
         self.message = message
         self.qos = qos
         self.retain = retain
         self.identifiers = identifiers
         self.position = position
+        self.shared = shared
         self.packet_id = 0
         self.is_released = False
         self.batch = 0
@@ -94,11 +113,17 @@ class Session:
     # -- from the broker to the client --
 
     def deliver(
-        self, message: Message, qos: int, retain: bool, identifiers: tuple[int, ...], now: float
+        self,
+        message: Message,
+        qos: int,
+        retain: bool,
+        identifiers: tuple[int, ...],
+        now: float,
+        shared: str = "",
     ) -> None:
         """Send *message* at QoS 1 or 2 if the window has room, else queue it."""
         self.last_position = position = self.last_position + 1
-        delivery = Delivery(message, qos, retain, identifiers, position)
+        delivery = Delivery(message, qos, retain, identifiers, position, shared)
         connection = self.connection
         if connection is not None and not self.queue and len(self.in_flight) < connection.window:
             self._send(delivery, connection, now)
@@ -124,6 +149,12 @@ class Session:
     def _forget(self, delivery: Delivery) -> None:
         if delivery.batch and self.changes is not None:
             self.changes.delivery_removed(self, delivery)
+
+    def shared_unsent(self) -> list[Delivery]:
+        """What another member of its shared subscription should get when this session ends (MQTT 5.0 §4.8.2):
+        what was not sent, and QoS 1 without its PUBACK; never QoS 2 once it was sent [MQTT-4.8.2-5]."""
+        unsent = [delivery for delivery in self.in_flight.values() if delivery.qos == 1]
+        return [delivery for delivery in (*unsent, *self.queue) if delivery.shared]
 
     def drop_unreadable(self, permissions: Permissions) -> None:
         """What was queued while its client was away, and may no longer be read, is not sent."""
@@ -263,6 +294,7 @@ class Session:
     def restore_delivery(self, row: QueueRow, message: Message) -> None:
         """At the start: take over one delivery from the store; call in order of position."""
         delivery = Delivery(message, row.qos, row.retain, row.identifiers, row.position)
+        delivery.shared = self._shared_filter(message.topic)
         delivery.packet_id = row.packet_id
         delivery.is_released = row.is_released
         delivery.batch = -1  # in the store since before the first batch
@@ -274,3 +306,15 @@ class Session:
         else:
             self.queue.append(delivery)
             self.queued_bytes += message.size()
+
+    def _shared_filter(self, topic: str) -> str:
+        """The shared subscription that a restored message on *topic* must have come by; the store doesn't
+        say. "" if it can as well be the session's own."""
+        shared = ""
+        for topic_filter in self.subscriptions:
+            share_name, plain_filter = split_shared(topic_filter)
+            if matches(plain_filter, topic):
+                if share_name is None:
+                    return ""
+                shared = topic_filter
+        return shared
