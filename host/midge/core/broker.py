@@ -12,7 +12,7 @@ One turn, for whoever owns the I/O:
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from midge.core.access import Access
 from midge.core.aliases import SentAliases
@@ -37,6 +37,7 @@ class Broker:
     def __init__(self, limits: Limits, access: Access | None = None, is_durable: bool = False) -> None:
         self.limits = limits
         self.access = access
+        self.on_admitted: Callable[[Connection], None] | None = None  # told of each client that is let in
         self.counters = Counters()
         self.timers = Timers()
         self.sessions: dict[str, Session] = {}  # by client identifier
@@ -128,7 +129,8 @@ class Broker:
             if reason == ReasonCode.SUCCESS:
                 self._admit(connection, packet, client_id, connection.last_received)
             else:
-                connection.refuse(reason, f"not let in: {reason.name.lower().replace('_', ' ')}")
+                cause = reason.name.lower().replace("_", " ")
+                connection.refuse(reason, f"client {client_id!a} not let in: {cause}")
             connection.decided(connection.last_received)
 
         connection.wait_for_decision()
@@ -154,6 +156,8 @@ class Broker:
             connection.rest_on_commit()
         connection.watch_keep_alive(now)
         self.counters.connections += 1
+        if self.on_admitted is not None:
+            self.on_admitted(connection)
         if is_present:
             session.resume(now)
 
