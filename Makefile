@@ -22,7 +22,7 @@ BENCH ?= *
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types bench mpy wheel clean mosquitto
+.PHONY: help setup run test lint types spec bench mpy wheel clean mosquitto
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -41,6 +41,9 @@ lint: $(STAMP) ## check the style (ruff)
 
 types: $(STAMP) ## check the host's types (mypy --strict)
 	$(BIN)/mypy
+
+spec: $(STAMP) ## print how many of the specifications' statements tests show (ARGS=--all: which tests)
+	@$(BIN)/python tests/spec/table.py $(ARGS)
 
 bench: $(STAMP) mosquitto ## measure, side by side with other programs (BENCH=host_broker ARGS="--rounds 1")
 	@for file in benchmarks/$(BENCH).py; do \
