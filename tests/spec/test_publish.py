@@ -307,7 +307,8 @@ def test_a_message_waits_no_longer_than_its_expiry_interval(client: Connect, nam
     time.sleep(1.1)
     reader = client(5, name, **keep(5))
     message = reader.take()
-    assert (message.payload, message.properties) == (b"long", {"message_expiry_interval": 99})
+    assert message.payload == b"long"
+    assert 90 < message.properties["message_expiry_interval"] <= 99
     assert reader.until_ping() == []
     reader.subscribe(name)
     assert reader.until_ping() == []  # the retained message has expired too

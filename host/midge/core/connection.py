@@ -76,6 +76,7 @@ class Connection:
         "session",
         "timer",
         "unacknowledged",
+        "unreleased",
         "username",
         "version",
         "will",
@@ -106,6 +107,8 @@ class Connection:
         self.sent_aliases: SentAliases | None = None  # set by CONNECT if the client allows any
         self._deferred: list[p.Packet | p.PublishRun] | None = None  # not None: CONNECT waits for an answer
         self.unacknowledged = 0  # QoS 1 messages whose PUBACK has not left yet
+        # QoS 2 messages of this connection without PUBREL: a send quota isn't carried over (5.0 §4.9).
+        self.unreleased = 0
         self.is_ping_waiting = False  # a PINGREQ whose answer waits for the queue (the drained marker)
         self.ping_timer: Timer | None = None
         self.out: list[bytes] = []  # this turn's output
@@ -367,7 +370,7 @@ class Connection:
             self._acknowledge(b"\x50", packet_id)  # a duplicate: answered, not routed [MQTT-4.3.3-10]
             self._rests = self._rests or session.changes is not None
             return
-        if self.unacknowledged + len(session.received) >= broker.limits.receive_maximum and self.version == 5:
+        if self.unacknowledged + self.unreleased >= broker.limits.receive_maximum and self.version == 5:
             raise ProtocolError(ReasonCode.RECEIVE_MAXIMUM_EXCEEDED, "more than Receive Maximum under way")
         kind = b"\x40" if qos == 1 else b"\x50"
         if not broker.may_publish(self, topic):
@@ -379,6 +382,7 @@ class Connection:
         matched = broker.publish(message, session, now)
         if qos == 2:
             session.receive(packet_id)
+            self.unreleased += 1
         else:
             self.unacknowledged += 1
         if message.key or (qos == 2 and session.changes is not None):
@@ -411,6 +415,8 @@ class Connection:
     def _on_pubrel(self, packet: p.Pubrel, now: float) -> None:
         session = self._session()
         if session.release(packet.packet_id):
+            if self.unreleased:
+                self.unreleased -= 1
             # A restart that forgot this PUBREL would take the next message with this identifier for a
             # duplicate.
             self._rests = self._rests or session.changes is not None

@@ -205,6 +205,20 @@ def test_a_qos_2_message_is_routed_once_however_often_it_is_sent() -> None:
     assert payloads(subscriber.take()) == [b"y"]
 
 
+def test_a_new_connection_has_the_whole_receive_maximum() -> None:
+    core = Core(receive_maximum=2)
+    keep = {"session_expiry_interval": 60}
+    first = core.client("pub", version=5, clean_start=False, properties=keep)
+    first.send(p.Publish("a", b"", 2, packet_id=1), p.Publish("a", b"", 2, packet_id=2))
+    first.lose()
+    second = core.client("pub", version=5, clean_start=False, properties=keep)
+    second.send(p.Publish("a", b"", 2, packet_id=3), p.Publish("a", b"", 2, packet_id=4))
+    assert len(second.take(p.Pubrec)) == 2
+    second.send(p.Pubrel(1))  # of the first connection: frees nothing of this one's beyond its own
+    second.send(p.Pubrel(3), p.Publish("a", b"", 2, packet_id=5))
+    assert second.is_open
+
+
 def test_acknowledgements_leave_in_the_order_of_the_packets() -> None:
     core = Core()
     core.client("sub").subscribe("#", 2)
