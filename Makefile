@@ -22,7 +22,7 @@ BENCH ?= *
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types spec bench mpy wheel clean mosquitto
+.PHONY: help setup run test lint types spec bench mpy wheel reference clean mosquitto
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -57,6 +57,9 @@ mpy: $(STAMP) ## compile the device's files into build/mpy/
 
 wheel: $(STAMP) ## build dist/*.whl with the host's hot modules compiled by mypyc (needs a C compiler)
 	MIDGE_COMPILE=1 $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+reference: $(STAMP) ## bring docs/configuration.md up to date with the keys (after adding one)
+	$(BIN)/python -m midge.config.reference docs/configuration.md
 
 clean: ## remove .venv, and what builds and tests left
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

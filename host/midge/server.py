@@ -9,13 +9,13 @@ import logging
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import ip_address
 from pathlib import Path
 
 from midge.access import Rules, acl, passwords
 from midge.access.attempts import FailedLogins
 from midge.access.errors import AccessFileError
 from midge.bridge import Bridge
+from midge.checks import check_access
 from midge.config import Bridge as BridgeSection
 from midge.config import Config, ConfigError, Listener
 from midge.core.broker import Broker
@@ -52,7 +52,7 @@ class Server:
         network without asking anybody who they are, or a file that it names can't be used."""
         self.config = config
         self.addresses: list[str] = []  # "mqtt://127.0.0.1:1883", one per listener, once started
-        _check_access(config)
+        check_access(config)
         self._store: Store | None = open_store(config.store.path, config.store.durability, directory)
         self.broker = Broker(config.core_limits(), is_durable=self._store is not None)
         self._hashing = ThreadPoolExecutor(_HASHING_THREADS, "passwords")
@@ -101,7 +101,7 @@ class Server:
     async def reload(self, config: Config) -> None:
         """Take over users, rules, certificates, limits and bridges of *config*; clients that would no longer
         be let in are disconnected. ConfigError: it can't be used, and nothing was changed but certificates."""
-        _check_access(config)
+        check_access(config)
         if [_place(section) for section in config.listener] != [_place(o.section) for o in self._listeners]:
             log.warning("listeners are added, moved and removed only by a restart")
         else:
@@ -268,31 +268,7 @@ class Server:
         self._write_soon()
 
 
-def _check_access(config: Config) -> None:
-    if config.access.allow_anonymous is not None or config.access.password_file is not None:
-        return
-    for listener in config.listener:
-        if listener.type == "unix" or listener.require_certificate or listener.allow_anonymous is not None:
-            continue
-        if not _is_loopback(listener.bind):
-            raise ConfigError(
-                f"refusing to listen on {listener.bind}, which other machines can reach, without "
-                "authentication: set access.password_file, or pass --allow-anonymous (or set "
-                "access.allow_anonymous = true) if anybody on that network may publish and subscribe, or "
-                "bind 127.0.0.1"
-            )
-
-
 def _place(section: Listener) -> dict[str, object]:
     """What of a listener a reload can't change."""
     changeable = {"certfile", "keyfile", "cafile", "allow_anonymous", "max_connections"}
     return section.model_dump(exclude=changeable) | {"is_tls": section.certfile is not None}
-
-
-def _is_loopback(bind: str) -> bool:
-    if bind == "localhost":
-        return True
-    try:
-        return ip_address(bind).is_loopback
-    except ValueError:
-        return False

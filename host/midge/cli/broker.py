@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from midge.checks import check
 from midge.config import Config, ConfigError, load, parse
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ examples:
   midge broker                                  this machine only, messages kept in your data directory
   midge broker --data :memory:                  keep nothing
   midge broker --config midge.toml              listeners, limits and bridges from a file
+  midge broker --print-config > midge.toml      every key with its default and its meaning
+  midge broker --check --config midge.toml      can it be used? if not, why
   midge broker --bind 0.0.0.0 --allow-anonymous let boards on the network in, without passwords
 """
 
@@ -47,6 +50,12 @@ def _parser() -> argparse.ArgumentParser:
         "--allow-anonymous", action="store_true", default=None, help="let clients in without a password"
     )
     parser.add_argument(
+        "--print-config", action="store_true", help="print every key with its default and its meaning, and end"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="say whether the configuration and its files can be used, and end"
+    )
+    parser.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
         default="info",
@@ -59,15 +68,25 @@ def _parser() -> argparse.ArgumentParser:
 def run(argv: list[str]) -> int:
     """Exit codes: 0 stopped by a signal, 1 it can't run, 2 wrong options or configuration."""
     options = _parser().parse_args(argv)
+    if options.print_config:
+        from midge.config.reference import toml
+
+        print(toml(), end="")
+        return 0
     logging.basicConfig(
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
     try:
         config = _configure(options)
         directory = _data_directory(options)
+        if options.check:
+            check(config, directory)
+            print(f"{options.config or 'the configuration'} can be used")
+            return 0
         return _run(config, directory, options)
     except ConfigError as error:
-        print(f"midge broker: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"midge broker: {line}", file=sys.stderr)
         return 2
 
 

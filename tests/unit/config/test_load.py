@@ -1,4 +1,4 @@
-"""The configuration file: defaults, and errors that name file, key, value and what is allowed."""
+"""The configuration file: defaults, and errors that name file, line, key, value and what is allowed."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def error_of(tmp_path: Path, text: str) -> str:
     with pytest.raises(ConfigError) as caught:
         load(path)
     message = str(caught.value)
-    assert message.startswith(f"{path}: ")
-    return message.removeprefix(f"{path}: ")
+    assert message.startswith(f"{path}:")
+    return message.removeprefix(f"{path}:")
 
 
 def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
@@ -69,56 +69,68 @@ def test_the_keys_that_other_programs_rely_on_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (
-            "[limits]\nmax_queued = 1",
-            "limits.max_queued: unknown key; allowed here: max_packet_size, max_queued_mess",
-        ),
+        ("[limits]\nmax_queued_byte = 1", "2: limits.max_queued_byte: unknown key; did you mean max_queued_bytes?"),
+        ("[limit]\nx = 1", "1: limit: unknown key; did you mean limits?"),
+        ("# one\n\nport = 1884", "3: port: unknown key here; it belongs in [[listener]]"),
+        ("[store]\nzzz = 1", "2: store.zzz: unknown key; allowed here: path, durability"),
         (
             "[store]\ndurability = 'always'",
-            "store.durability: 'always' is not allowed: input should be 'commit', 'inter",
+            '2: store.durability: "always" is not allowed: "commit", "interval" or "none"',
         ),
-        (
-            "[[listener]]\nport = 70000",
-            "listener[1].port: 70000 is not allowed: input should be less than or equal to 65535",
-        ),
+        ("[limits]\nmax_packet_size = 1", "2: limits.max_packet_size: 1 is not allowed: bytes, 128 to 268_435_460"),
+        ("[[listener]]\nport = 70000", "2: listener[1].port: 70_000 is not allowed: a whole number, 0 to 65_535"),
+        ("[[listener]]\nport = '1883'", '2: listener[1].port: "1883" is not allowed: a whole number, 0 to 65_535'),
+        ("[[listener]]\nport = true", "2: listener[1].port: true is not allowed: a whole number, 0 to 65_535"),
+        ("[[listener]]\n[[listener]]\nbind = 1", "3: listener[2].bind: 1 is not allowed: a text"),
         (
             "[[listener]]\ntype = 'carrier pigeon'",
-            "listener[1].type: 'carrier pigeon' is not allowed: input should be 'tcp'",
+            '2: listener[1].type: "carrier pigeon" is not allowed: "tcp", "tls", "websocket" or "unix"',
         ),
-        ("[[bridge]]\nname = 'a'\ntopics = [{filter='#'}]", "bridge[1].address: must be given"),
+        ("[listener]\nport = 1", "1: listener: write [[listener]], with two brackets: there may be several"),
+        ("[[store]]\npath = 'x'", "1: store: write [store], with one bracket: there is only one"),
+        (
+            "[[bridge]]\nname = 'a'\ntopics = [{filter='#'}]",
+            "1: bridge[1].address: must be given: mqtt://HOST or mqtt://HOST:PORT",
+        ),
         (
             "[[bridge]]\nname = 'a'\naddress = 'kitchen'\ntopics = [{filter='#'}]",
-            "bridge[1].address: 'kitchen' is not allowed: must be mqtt://HOST or mqtt://HOST:PORT",
+            '3: bridge[1].address: "kitchen" is not allowed: must be mqtt://HOST or mqtt://HOST:PORT',
         ),
         (
-            "[[bridge]]\nname = 'a'\naddress = 'mqtt://h'\ntopics = [{filter='a#'}]",
-            "bridge[1].topics[1].filter: 'a#' is not allowed: ",
+            "[[bridge]]\nname = 'a'\naddress = 'mqtt://h'\ntopics = [\n  {filter='a'},\n  {filter='a#'}]",
+            '6: bridge[1].topics[2].filter: "a#" is not allowed: ',
         ),
         (
             "[[bridge]]\nname = 'a'\naddress = 'mqtt://h'\ntopics = [{filter='#', direction='up'}]",
-            "bridge[1].topics[1].direction: 'up' is not allowed: input should be 'in', 'out' or 'both'",
+            '4: bridge[1].topics[1].direction: "up" is not allowed: "in", "out" or "both"',
         ),
-        ("[[listener]]\ntype = 'tls'", "listener[1]: type \"tls\" needs certfile and keyfile"),
-        ("[[listener]]\ntype = 'tls'\ncertfile = 'a'", "listener[1]: certfile and keyfile go together"),
-        ("[[listener]]\ncertfile = 'a'\nkeyfile = 'b'", "listener[1]: certfile is for the types"),
+        (
+            "[[bridge]]\nname = 'a/b'\naddress = 'mqtt://h'\ntopics = [{filter='#'}]",
+            '2: bridge[1].name: "a/b" is not allowed: a text without /, + and #',
+        ),
+        ("[[listener]]\ntype = 'tls'", "1: listener[1]: type \"tls\" needs certfile and keyfile"),
+        ("[[listener]]\ntype = 'tls'\ncertfile = 'a'", "1: listener[1]: certfile and keyfile go together"),
+        ("[[listener]]\ncertfile = 'a'\nkeyfile = 'b'", "1: listener[1]: certfile is for the types"),
         (
             "[[listener]]\ntype = 'tls'\ncertfile = 'a'\nkeyfile = 'b'\nrequire_certificate = true",
-            "listener[1]: require_certificate needs certfile, keyfile and cafile",
+            "1: listener[1]: require_certificate needs certfile, keyfile and cafile",
         ),
         (
             "[[listener]]\nuse_identity_as_username = true",
-            "listener[1]: use_identity_as_username needs require_certificate",
+            "1: listener[1]: use_identity_as_username needs require_certificate",
         ),
-        ("[[listener]]\ntype = 'unix'", 'listener[1]: type "unix" needs path'),
+        ("[[listener]]\ntype = 'unix'", '1: listener[1]: type "unix" needs path'),
         (
             "[[listener]]\ntype = 'websocket'\npath = 'mqtt'",
-            "listener[1]: the path of a WebSocket starts with /",
+            "1: listener[1]: the path of a WebSocket starts with /",
         ),
         (
             "[[listener]]\ntype = 'websocket'\nproxy_protocol = true",
-            'listener[1]: proxy_protocol is for the types "tcp" and "unix"',
+            '1: listener[1]: proxy_protocol is for the types "tcp" and "unix"',
         ),
-        ("[limits", "not valid TOML: "),
+        ("[limits", "1: not valid TOML: expected ']' at the end of a table declaration"),
+        ("\n[limits]\nmax_packet_size = x\n", "3: not valid TOML: invalid value (column 19)"),
+        ("[limits]\na = 1\n\na = 2", "4: not valid TOML: cannot overwrite a value"),
     ],
 )
 def test_an_error_says_where_and_what_is_allowed(tmp_path: Path, text: str, message: str) -> None:
@@ -141,6 +153,18 @@ def test_each_type_of_listener_has_its_port_and_path(tmp_path: Path) -> None:
 def test_all_errors_are_told_at_once(tmp_path: Path) -> None:
     message = error_of(tmp_path, "[limits]\nmax_packet_size = 1\n[[listener]]\nport = -1\n")
     assert len(message.splitlines()) == 2
+
+
+def test_a_password_is_never_told(tmp_path: Path) -> None:
+    bridge = "[[bridge]]\nname = 'a'\naddress = 'mqtt://h'\ntopics = [{filter='#'}]\nusername = 'u'\npassword = 4711\n"
+    assert error_of(tmp_path, bridge) == "6: bridge[1].password: its value is not allowed: a text"
+
+
+def test_a_file_that_is_not_utf_8_is_told_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "midge.toml"
+    path.write_bytes(b"# one\n# \xff\n")
+    with pytest.raises(ConfigError, match=r"midge.toml:2: not valid TOML: not UTF-8"):
+        load(path)
 
 
 def test_two_bridges_of_one_name_are_refused(tmp_path: Path) -> None:

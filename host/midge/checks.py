@@ -1,0 +1,105 @@
+"""What a configuration can't be told by its keys alone: files that must be there and can be used, addresses.
+Knows what is looked at, changes nothing and opens no socket.
+"""
+
+from __future__ import annotations
+
+import os
+from ipaddress import ip_address
+from pathlib import Path
+
+from midge.access import acl, passwords
+from midge.access.errors import AccessFileError
+from midge.config import Config, ConfigError
+from midge.listeners import tls
+from midge.store.sqlite import SCHEMA_VERSION
+
+# The first bytes of an SQLite file, and where our numbers stand (https://www.sqlite.org/fileformat.html §1.3).
+_SQLITE_MAGIC = b"SQLite format 3\0"
+_USER_VERSION_AT = 60
+
+
+def check_access(config: Config) -> None:
+    """ConfigError: it would listen to the network without asking anybody who they are."""
+    if config.access.allow_anonymous is not None or config.access.password_file is not None:
+        return
+    for listener in config.listener:
+        if listener.type == "unix" or listener.require_certificate or listener.allow_anonymous is not None:
+            continue
+        if not is_loopback(listener.bind):
+            raise ConfigError(
+                f"refusing to listen on {listener.bind}, which other machines can reach, without "
+                "authentication: set access.password_file, or pass --allow-anonymous (or set "
+                "access.allow_anonymous = true) if anybody on that network may publish and subscribe, or "
+                "bind 127.0.0.1"
+            )
+
+
+def is_loopback(bind: str) -> bool:
+    if bind == "localhost":
+        return True
+    try:
+        return ip_address(bind).is_loopback
+    except ValueError:
+        return False
+
+
+def check(config: Config, directory: Path) -> None:
+    """Everything that `midge broker` would look at before it listens, except that the store is not opened:
+    a broker may be running on it. ConfigError: all that is wrong, a line each."""
+    problems: list[str] = []
+    for look in (check_access, _check_users, _check_rules, _check_certificates):
+        try:
+            look(config)
+        except (ConfigError, AccessFileError) as error:
+            problems.append(str(error))
+        except OSError as error:
+            problems.append(f"{error.filename}: {error.strerror}")
+    if config.store.path != ":memory:":
+        problems += _store_problems(directory / config.store.path)
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _check_users(config: Config) -> None:
+    if config.access.password_file:
+        passwords.load(config.path(config.access.password_file))
+
+
+def _check_rules(config: Config) -> None:
+    if config.access.acl_file:
+        acl.load(config.path(config.access.acl_file))
+
+
+def _check_certificates(config: Config) -> None:
+    for listener in config.listener:
+        if listener.certfile is not None and listener.keyfile is not None:
+            cafile = config.path(listener.cafile) if listener.cafile else None
+            files = config.path(listener.certfile), config.path(listener.keyfile), cafile
+            tls.make_context(*files, listener.require_certificate)
+
+
+def _store_problems(path: Path) -> list[str]:
+    """By the file's first bytes: reading them disturbs no broker that runs on it."""
+    if not path.exists():
+        directory = path.parent
+        while not directory.exists():
+            directory = directory.parent
+        if not os.access(directory, os.W_OK | os.X_OK):
+            return [f"{path}: can't be made: {directory} is not writable for this user"]
+        return []
+    try:
+        with path.open("rb") as file:
+            head = file.read(100)
+    except OSError as error:
+        return [f"{path}: {error.strerror}"]
+    if not head:
+        return []  # made, and nothing written yet
+    if not head.startswith(_SQLITE_MAGIC):
+        return [f"{path} is not a store of midge: move it away to start empty, or give another path"]
+    version = int.from_bytes(head[_USER_VERSION_AT : _USER_VERSION_AT + 4], "big")
+    if version > SCHEMA_VERSION:
+        return [f"{path} was written by a newer midge (store version {version}, this one knows {SCHEMA_VERSION})"]
+    if not os.access(path, os.W_OK):
+        return [f"{path} is not writable for this user"]
+    return []

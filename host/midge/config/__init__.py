@@ -1,0 +1,29 @@
+"""The configuration file: its keys, their defaults and checks, and errors that say what to do.
+Knows the meaning of each key, not how the parts carry it out.
+
+A new key is one line in `keys.py`: the checks, the errors, `--print-config` and docs/configuration.md follow it.
+"""
+
+from midge.config.bridges import Bridge, BridgeTopic
+from midge.config.errors import ConfigError
+from midge.config.keys import (
+    AccessSection,
+    Config,
+    LimitsSection,
+    Listener,
+    StoreSection,
+)
+from midge.config.load import load, parse
+
+__all__ = [
+    "AccessSection",
+    "Bridge",
+    "BridgeTopic",
+    "Config",
+    "ConfigError",
+    "LimitsSection",
+    "Listener",
+    "StoreSection",
+    "load",
+    "parse",
+]

@@ -1,0 +1,210 @@
+"""The keys of the configuration file, section by section, but the bridges'.
+Knows what each means, its unit, default and bounds, not how the parts carry it out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import PrivateAttr, field_validator, model_validator
+
+from midge.access import MAX_FAILED_LOGINS
+from midge.config.bridges import Bridge
+from midge.config.section import Section, key
+from midge.core.limits import Limits
+
+_LIMITS = Limits()
+
+
+class Listener(Section):
+    """Where clients come in. Several may stand here, each with its own [[listener]]."""
+
+    type: Literal["tcp", "tls", "websocket", "unix"] = key("tcp", "What it listens to.")
+    bind: str = key("127.0.0.1", 'The address to listen on; "0.0.0.0" and "::": all of this machine.')
+    port: int = key(
+        1883,
+        'The TCP port; 0: the system chooses. Not set: 1883, for "tls" 8883, for "websocket" 9001.',
+        ge=0,
+        le=65_535,
+    )
+    path: str = key(
+        "",
+        'Of "unix" the socket, relative to this file; of "websocket" the path in the URL ("/mqtt" if not set).',
+    )
+    certfile: str | None = key(
+        None, "TLS: our certificate with its chain, PEM, relative to this file.", example="server.pem"
+    )
+    keyfile: str | None = key(
+        None, "TLS: its key, PEM without a passphrase, relative to this file.", example="server.key"
+    )
+    cafile: str | None = key(
+        None,
+        "TLS: the authorities that clients' certificates must come from, PEM, relative to this file.",
+        example="ca.pem",
+    )
+    require_certificate: bool = key(False, "TLS: a client must show a certificate.")
+    use_identity_as_username: bool = key(False, "TLS: the certificate's common name is the user name.")
+    proxy_protocol: bool = key(
+        False, "A proxy in front says who the client is (PROXY protocol, version 2); nobody else gets in."
+    )
+    allow_anonymous: bool | None = key(
+        None, "Let clients in without a user name; not set: as [access] has it.", example=False
+    )
+    max_connections: int | None = key(
+        None, "Connections to this listener; not set: only [limits] counts.", example=100, ge=1
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_by_type(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            kind = data.get("type", "tcp")
+            ports = {"tls": 8883, "websocket": 9001}
+            data = {"port": ports.get(kind, 1883) if isinstance(kind, str) else 1883, **data}
+            if kind == "websocket" and not data.get("path"):
+                data["path"] = "/mqtt"
+        return data
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Listener:
+        if self.type == "tls" and self.certfile is None:
+            raise ValueError('type "tls" needs certfile and keyfile')
+        if (self.certfile is None) != (self.keyfile is None):
+            raise ValueError("certfile and keyfile go together")
+        if self.certfile is not None and self.type not in ("tls", "websocket"):
+            raise ValueError('certfile is for the types "tls" and "websocket"')
+        if self.require_certificate and (self.cafile is None or self.certfile is None):
+            raise ValueError("require_certificate needs certfile, keyfile and cafile")
+        if self.use_identity_as_username and not self.require_certificate:
+            raise ValueError("use_identity_as_username needs require_certificate")
+        if self.type == "unix" and not self.path:
+            raise ValueError('type "unix" needs path')
+        if self.type == "websocket" and not self.path.startswith("/"):
+            raise ValueError("the path of a WebSocket starts with /")
+        if self.proxy_protocol and self.type not in ("tcp", "unix"):
+            # In front of TLS the proxy would speak before it; then let the proxy end TLS.
+            raise ValueError('proxy_protocol is for the types "tcp" and "unix"')
+        return self
+
+
+class StoreSection(Section):
+    """What must last: sessions, queued and retained messages."""
+
+    path: str = key("midge.db", 'The file, relative to the data directory; ":memory:" keeps nothing.')
+    durability: Literal["commit", "interval", "none"] = key(
+        "commit",
+        '"commit": acknowledged only when it is on disk. "interval": written once a second, which a crash '
+        'may cost. "none": written without waiting for the disk.',
+    )
+
+
+class AccessSection(Section):
+    """Who may connect, publish and subscribe. The files are Mosquitto's, as they are."""
+
+    allow_anonymous: bool | None = key(
+        None,
+        "Let clients in without a user name; not set: if there is no password_file, on listeners that only "
+        "this machine can reach.",
+        example=False,
+    )
+    password_file: str | None = key(
+        None,
+        "Users and their hashed passwords (midge passwd writes it), relative to this file.",
+        example="passwd",
+    )
+    acl_file: str | None = key(
+        None, "Who may do what with which topics, relative to this file.", example="acl"
+    )
+    max_failed_logins: int = key(
+        MAX_FAILED_LOGINS,
+        "Failed logins from one address in a minute; then logins from there are refused for the rest of it. "
+        "0: no limit.",
+        ge=0,
+    )
+
+
+class LimitsSection(Section):
+    """Bounds of everything that a client could otherwise make grow."""
+
+    max_packet_size: int = key(
+        _LIMITS.max_packet_size, "A whole packet from a client.", unit="bytes", ge=128, le=268_435_460
+    )
+    max_queued_messages: int = key(
+        _LIMITS.max_queued_messages,
+        "Messages of QoS 1 and 2 that wait for one session.",
+        unit="messages",
+        ge=0,
+    )
+    max_queued_bytes: int = key(_LIMITS.max_queued_bytes, "Their topics and payloads.", unit="bytes", ge=0)
+    max_inflight_messages: int = key(
+        _LIMITS.max_inflight_messages,
+        "Messages of QoS 1 and 2 under way to one client: sent, not yet acknowledged.",
+        unit="messages",
+        ge=1,
+        le=65_535,
+    )
+    receive_maximum: int = key(
+        _LIMITS.receive_maximum,
+        "Messages of QoS 1 and 2 that a client may have under way to us (5.0).",
+        unit="messages",
+        ge=1,
+        le=65_535,
+    )
+    topic_alias_maximum: int = key(
+        _LIMITS.topic_alias_maximum,
+        "Topic aliases of one connection, each way (5.0); 0: none.",
+        ge=0,
+        le=65_535,
+    )
+    max_keep_alive: int = key(
+        _LIMITS.max_keep_alive,
+        "The longest keep alive; a 5.0 client that asks for more is told this one.",
+        unit="s",
+        ge=1,
+        le=65_535,
+    )
+    connect_timeout: int = key(
+        _LIMITS.connect_timeout, "From a connection to its CONNECT.", unit="s", ge=1, le=3600
+    )
+    max_session_expiry: int = key(
+        _LIMITS.max_session_expiry,
+        "How long the session of an absent client is kept at most; 4_294_967_295: for ever.",
+        unit="s",
+        ge=0,
+        le=0xFFFF_FFFF,
+    )
+    max_output_bytes: int = key(
+        _LIMITS.max_output_bytes,
+        "Output that waits in memory for one slow connection; past it, messages of QoS 0 are dropped.",
+        unit="bytes",
+        ge=1024,
+    )
+    max_connections: int = key(_LIMITS.max_connections, "Connections in total.", unit="connections", ge=1)
+
+
+class Config(Section):
+    """The whole file."""
+
+    listener: list[Listener] = key([Listener()], "", min_length=1)
+    store: StoreSection = StoreSection()
+    access: AccessSection = AccessSection()
+    limits: LimitsSection = LimitsSection()
+    bridge: list[Bridge] = key([], "")
+    _directory: Path = PrivateAttr(default=Path())  # where the file is
+
+    def path(self, name: str) -> Path:
+        """The file that a key names: relative to the configuration file."""
+        return self._directory / name
+
+    @field_validator("bridge")
+    @classmethod
+    def _names_are_unique(cls, value: list[Bridge]) -> list[Bridge]:
+        names = [bridge.name for bridge in value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two bridges are named {name!r}")
+        return value
+
+    def core_limits(self) -> Limits:
+        return Limits(**self.limits.model_dump())
