@@ -1,55 +1,223 @@
-"""What the broker says of itself: the `$SYS/` topics, with Mosquitto's names.
-Knows the counters, not what made them grow.
+"""What the broker can tell of itself in numbers: each with its name under `$SYS/broker/` and for Prometheus.
+Knows where each number is kept, not who asks for it.
+
+A new number is one line of METRICS.
 """
 
 from __future__ import annotations
 
-from midge import __version__
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
 from midge.core.broker import Broker
-from midge.core.message import Message
+
+Number = int | float
 
 
-class SysTopics:
-    """Publishes what changed. Retained, so that a new subscriber has them at once, but never stored."""
+class Sample:
+    """The broker at one moment. What takes a walk over all sessions is counted once for all that ask."""
 
     def __init__(self, broker: Broker) -> None:
-        self._broker = broker
-        self._published: dict[str, str] = {}
-        self._started: float | None = None  # s since the epoch
+        self.broker = broker
+        self.counters = broker.counters
+        self.connected = sum(1 for connection in broker.connections if connection.session is not None)
+        self.waiting = self.waiting_bytes = 0
+        for session in broker.sessions.values():
+            self.waiting += len(session.queue) + len(session.in_flight)
+            self.waiting_bytes += session.queued_bytes
+        self.stored = self.waiting + broker.retained.count
+        self.stored_bytes = self.waiting_bytes + broker.retained.bytes
+        self.memory, self.memory_maximum = memory()
 
-    def publish(self, now: float) -> None:
-        if self._started is None:
-            self._started = now
-        for name, value in self._values(now).items():
-            if self._published.get(name) != value:
-                self._published[name] = value
-                message = Message(f"$SYS/broker/{name}", value.encode(), 0, retain=True)
-                self._broker.publish(message, None, now)
 
-    def _values(self, now: float) -> dict[str, str]:
-        broker = self._broker
-        counters = broker.counters
-        connected = sum(1 for connection in broker.connections if connection.session is not None)
-        total = len(broker.sessions)
-        assert self._started is not None
-        numbers = {
-            "clients/connected": connected,
-            "clients/disconnected": total - connected,
-            "clients/total": total,
-            "connections/refused": counters.refused,
-            "connections/protocol errors": counters.protocol_errors,
-            "bytes/received": counters.bytes_received,
-            "bytes/sent": counters.bytes_sent,
-            "publish/messages/received": counters.publish_received,
-            "publish/messages/sent": counters.publish_sent,
-            "publish/messages/dropped": counters.dropped,
-            "publish/messages/dropped/queue full": counters.dropped_queue_full,
-            "publish/messages/dropped/slow reader": counters.dropped_output_full,
-            "publish/messages/dropped/expired": counters.dropped_expired,
-            "subscriptions/count": broker.routing.count,
-            "retained messages/count": broker.retained.count,
-        }
-        values = {name: str(number) for name, number in numbers.items()}
-        values["version"] = f"midge version {__version__}"
-        values["uptime"] = f"{int(now - self._started)} seconds"
-        return values
+class Metric(NamedTuple):
+    """*topic*: below `$SYS/broker/`, "" if not there (Mosquitto's name where it has one); *name*: Prometheus',
+    without `midge_`, with unit and `_total` as its conventions ask, "" if not there; *label*: a part of the
+    number that *name* stands for."""
+
+    topic: str
+    name: str
+    help: str
+    read: Callable[[Sample], Number]
+    label: tuple[str, str] | None = None
+
+    @property
+    def is_counter(self) -> bool:
+        return self.name.endswith("_total")
+
+
+_SESSIONS = "Sessions, by whether their client is connected."
+_DROPPED = "Messages that were not delivered, by the reason."
+
+METRICS = [
+    # -- Mosquitto's, and in its words (mosquitto(8)) --
+    Metric("clients/connected", "sessions", _SESSIONS, lambda s: s.connected, ("state", "connected")),
+    Metric(
+        "clients/disconnected",
+        "sessions",
+        _SESSIONS,
+        lambda s: len(s.broker.sessions) - s.connected,
+        ("state", "disconnected"),
+    ),
+    Metric("clients/active", "", "", lambda s: s.connected),
+    Metric("clients/inactive", "", "", lambda s: len(s.broker.sessions) - s.connected),
+    Metric("clients/total", "", "", lambda s: len(s.broker.sessions)),
+    Metric("clients/maximum", "", "", lambda s: s.counters.sessions_maximum),
+    Metric(
+        "clients/expired",
+        "sessions_expired_total",
+        "Sessions whose client did not come back in time.",
+        lambda s: s.counters.sessions_expired,
+    ),
+    Metric("bytes/received", "received_bytes_total", "Bytes from clients.", lambda s: s.counters.bytes_received),
+    Metric("bytes/sent", "sent_bytes_total", "Bytes to clients.", lambda s: s.counters.bytes_sent),
+    Metric(
+        "messages/received",
+        "received_packets_total",
+        "MQTT packets of any kind from clients.",
+        lambda s: s.counters.messages_received,
+    ),
+    Metric(
+        "messages/sent",
+        "sent_packets_total",
+        "MQTT packets of any kind to clients.",
+        lambda s: s.counters.messages_sent,
+    ),
+    Metric(
+        "publish/messages/received",
+        "received_messages_total",
+        "PUBLISH packets from clients.",
+        lambda s: s.counters.publish_received,
+    ),
+    Metric(
+        "publish/messages/sent",
+        "sent_messages_total",
+        "PUBLISH packets to clients.",
+        lambda s: s.counters.publish_sent,
+    ),
+    Metric(
+        "publish/bytes/received",
+        "received_payload_bytes_total",
+        "Bytes of payload in PUBLISH packets from clients.",
+        lambda s: s.counters.publish_bytes_received,
+    ),
+    Metric(
+        "publish/bytes/sent",
+        "sent_payload_bytes_total",
+        "Bytes of payload in PUBLISH packets to clients.",
+        lambda s: s.counters.publish_bytes_sent,
+    ),
+    Metric("publish/messages/dropped", "", "", lambda s: s.counters.dropped),
+    Metric("messages/stored", "", "", lambda s: s.stored),
+    Metric("store/messages/count", "", "", lambda s: s.stored),
+    Metric("store/messages/bytes", "", "", lambda s: s.stored_bytes),
+    Metric(
+        "subscriptions/count",
+        "subscriptions",
+        "Subscriptions, by whether they have a share name.",
+        lambda s: s.broker.routing.count - s.broker.routing.shared_count,
+        ("shared", "no"),
+    ),
+    Metric(
+        "shared_subscriptions/count",
+        "subscriptions",
+        "Subscriptions, by whether they have a share name.",
+        lambda s: s.broker.routing.shared_count,
+        ("shared", "yes"),
+    ),
+    Metric(
+        "retained messages/count",
+        "retained_messages",
+        "Topics that have a retained message.",
+        lambda s: s.broker.retained.count,
+    ),
+    Metric("heap/current", "", "", lambda s: s.memory),
+    Metric("heap/maximum", "", "", lambda s: s.memory_maximum),
+    # -- ours --
+    Metric(
+        "retained messages/bytes",
+        "retained_bytes",
+        "Bytes of retained messages, topics and payloads.",
+        lambda s: s.broker.retained.bytes,
+    ),
+    Metric(
+        "queued messages/count",
+        "queued_messages",
+        "Messages of QoS 1 and 2 that wait for a session or for its acknowledgement.",
+        lambda s: s.waiting,
+    ),
+    Metric(
+        "queued messages/bytes",
+        "queued_bytes",
+        "Bytes of messages that wait for a session, topics and payloads.",
+        lambda s: s.waiting_bytes,
+    ),
+    Metric(
+        "connections/open",
+        "connections",
+        "Open connections, also those before CONNECT.",
+        lambda s: len(s.broker.connections),
+    ),
+    Metric(
+        "connections/accepted",
+        "accepted_connections_total",
+        "Clients that were let in.",
+        lambda s: s.counters.connections,
+    ),
+    Metric(
+        "connections/refused",
+        "refused_connections_total",
+        "CONNECT packets that were refused.",
+        lambda s: s.counters.refused,
+    ),
+    Metric(
+        "connections/protocol errors",
+        "protocol_errors_total",
+        "Connections closed for a malformed or illegal packet.",
+        lambda s: s.counters.protocol_errors,
+    ),
+    Metric(
+        "publish/messages/dropped/queue full",
+        "dropped_messages_total",
+        _DROPPED,
+        lambda s: s.counters.dropped_queue_full,
+        ("reason", "queue_full"),
+    ),
+    Metric(
+        "publish/messages/dropped/slow reader",
+        "dropped_messages_total",
+        _DROPPED,
+        lambda s: s.counters.dropped_output_full,
+        ("reason", "slow_reader"),
+    ),
+    Metric(
+        "publish/messages/dropped/expired",
+        "dropped_messages_total",
+        _DROPPED,
+        lambda s: s.counters.dropped_expired,
+        ("reason", "expired"),
+    ),
+]
+
+
+def read_all(broker: Broker) -> Iterator[tuple[Metric, Number]]:
+    sample = Sample(broker)
+    for metric in METRICS:
+        yield metric, metric.read(sample)
+
+
+def memory() -> tuple[int, int]:
+    """bytes of this process that are in memory, now and at most; 0 where the system doesn't tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0, 0
+    # kB on Linux, bytes on macOS (getrusage(2)).
+    maximum = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            current = int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:  # not Linux
+        return 0, maximum
+    return current, max(current, maximum)

@@ -24,9 +24,9 @@ from midge.core.connection import Connection
 from midge.listeners.connection import ClientConnection
 from midge.listeners.door import Door
 from midge.listening import OpenListener
-from midge.metrics import SysTopics
 from midge.protocol.reasons import ReasonCode
 from midge.store import Store, StoreError, open_store
+from midge.systopics import SysTopics
 
 log = logging.getLogger("midge.server")
 
@@ -36,8 +36,6 @@ _UNWRITTEN_MAX = 16_000_000
 _INTERVAL_S = 1.0
 # s until a write that failed is tried again.
 _RETRY_S = 1.0
-# s between two updates of $SYS. Mosquitto: 10; ours cost nothing while nobody subscribes to them.
-_SYS_INTERVAL_S = 1.0
 # s that clients get to read their DISCONNECT when the broker stops.
 _STOP_TIMEOUT_S = 1.0
 # Threads that hash passwords. A fleet's logins may keep two cores busy, and leave the others to the rest.
@@ -72,6 +70,7 @@ class Server:
         self._timer: asyncio.TimerHandle | None = None
         self._bridges: list[Bridge] = []
         self._sys_topics = SysTopics(self.broker)
+        self._sys_timer: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Load the store, then listen. StoreError, OSError: one of them can't be had."""
@@ -94,9 +93,24 @@ class Server:
         self._update_sys()
 
     def _start_bridge(self, section: BridgeSection) -> None:
-        bridge = Bridge(section, self.broker, self.end_turn_soon, self.now)
+        bridge = Bridge(section, self.broker, self.end_turn_soon, self.now, self._tell_bridge)
         self._bridges.append(bridge)
+        self._tell_bridge(bridge)
         bridge.start()
+
+    async def _stop_bridge(self, bridge: Bridge) -> None:
+        self._bridges.remove(bridge)
+        await bridge.stop()
+        self._tell(bridge, "")
+
+    def _tell_bridge(self, bridge: Bridge) -> None:
+        """Its state has changed. Mosquitto's name and values."""
+        self._tell(bridge, "1" if bridge.is_connected else "0")
+
+    def _tell(self, bridge: Bridge, state: str) -> None:
+        if self.config.sys.interval:
+            self._sys_topics.set(f"connection/{bridge.section.name}/state", state, self.now())
+            self.end_turn_soon()
 
     async def reload(self, config: Config) -> None:
         """Take over users, rules, certificates, limits and bridges of *config*; clients that would no longer
@@ -117,13 +131,14 @@ class Server:
             setattr(self.broker.limits, name, getattr(limits, name))
         self._ask_again(former_users)
         for bridge in [bridge for bridge in self._bridges if bridge.section not in config.bridge]:
-            self._bridges.remove(bridge)
-            await bridge.stop()
+            await self._stop_bridge(bridge)
         running = [bridge.section for bridge in self._bridges]
         for bridge_section in config.bridge:
             if bridge_section not in running:
                 self._start_bridge(bridge_section)
-        self.config = config
+        former, self.config = self.config, config
+        if config.sys != former.sys:
+            self._restart_sys()
         self.end_turn_soon()
 
     def _ask_again(self, former_users: dict[str, str] | None) -> None:
@@ -224,9 +239,19 @@ class Server:
         self._end_turn()
 
     def _update_sys(self) -> None:
-        self._sys_topics.publish(self.now())
-        self.end_turn_soon()
-        self._sys_timer = self._loop.call_later(_SYS_INTERVAL_S, self._update_sys)
+        if self.config.sys.interval:
+            self._sys_topics.publish(self.now())
+            self.end_turn_soon()
+            self._sys_timer = self._loop.call_later(self.config.sys.interval, self._update_sys)
+
+    def _restart_sys(self) -> None:
+        if self._sys_timer is not None:
+            self._sys_timer.cancel()
+        if not self.config.sys.interval:
+            self._sys_topics.clear(self.now())
+        for bridge in self._bridges:
+            self._tell_bridge(bridge)
+        self._update_sys()
 
     # -- the store --
 

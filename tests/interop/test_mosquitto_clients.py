@@ -156,7 +156,7 @@ def start_with_a_queue_of_ten(kind: str, directory: Path):
         return start_mosquitto(f"max_queued_messages {MAX_QUEUED}\nsys_interval 1")
     if kind == "host":
         config = directory / "midge.toml"
-        config.write_text(f"[limits]\nmax_queued_messages = {MAX_QUEUED}\n")
+        config.write_text(f"[limits]\nmax_queued_messages = {MAX_QUEUED}\n[sys]\ninterval = 1\n")
         return start_host("--config", config)
     script = directory / "small_broker.py"
     script.write_text(

@@ -38,8 +38,14 @@ class Bridge:
     """Keeps one `[[bridge]]` connected. `start`, then `stop`; both once."""
 
     def __init__(
-        self, section: Section, broker: Broker, end_turn_soon: Callable[[], None], now: Callable[[], float]
+        self,
+        section: Section,
+        broker: Broker,
+        end_turn_soon: Callable[[], None],
+        now: Callable[[], float],
+        changed: Callable[[Bridge], None],
     ) -> None:
+        """*changed* is called when `is_connected` has."""
         self.section = section
         self.broker = broker
         self.end_turn_soon = end_turn_soon
@@ -50,7 +56,14 @@ class Bridge:
         # As Mosquitto's remote_clientid: two laptops that bridge the same board are two clients.
         self.remote_client_id = section.client_id or f"{socket.gethostname()}.{section.name}"
         self.is_subscribed = False  # the remote session has our filters, as far as this process knows
+        self.is_connected = False  # the remote broker has let us in; set and cleared by the link
+        self._changed = changed
         self._task: asyncio.Task[None] | None = None
+
+    def set_connected(self, is_connected: bool) -> None:
+        if is_connected != self.is_connected:
+            self.is_connected = is_connected
+            self._changed(self)
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -69,7 +82,10 @@ class Bridge:
         last_reason = ""
         while True:
             link = _Link(self)
-            reason = await link.run()
+            try:
+                reason = await link.run()
+            finally:
+                self.set_connected(False)
             if link.is_cleaning:
                 log.info("bridge %s: ended what an earlier store of ours had under way", section.name)
                 continue
@@ -223,6 +239,7 @@ class _Link(asyncio.Protocol):
             self._end("cleaned")
             return
         self.was_up = True
+        bridge.set_connected(True)
         log.info("bridge %s to %s: connected", bridge.section.name, bridge.section.address)
         if not packet.session_present:
             bridge.is_subscribed = False

@@ -12,6 +12,7 @@ from midge.config.keys import (
     LimitsSection,
     Listener,
     StoreSection,
+    SysSection,
 )
 from midge.config.load import load, parse
 
@@ -24,6 +25,7 @@ __all__ = [
     "LimitsSection",
     "Listener",
     "StoreSection",
+    "SysSection",
     "load",
     "parse",
 ]

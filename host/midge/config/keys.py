@@ -183,6 +183,14 @@ class LimitsSection(Section):
     max_connections: int = key(_LIMITS.max_connections, "Connections in total.", unit="connections", ge=1)
 
 
+class SysSection(Section):
+    """The $SYS/ topics, by which the broker tells of itself."""
+
+    interval: int = key(
+        10, "Between two updates (Mosquitto's sys_interval); 0: no $SYS/ topics.", unit="s", ge=0, le=86_400
+    )
+
+
 class Config(Section):
     """The whole file."""
 
@@ -190,6 +198,7 @@ class Config(Section):
     store: StoreSection = StoreSection()
     access: AccessSection = AccessSection()
     limits: LimitsSection = LimitsSection()
+    sys: SysSection = SysSection()
     bridge: list[Bridge] = key([], "")
     _directory: Path = PrivateAttr(default=Path())  # where the file is
 

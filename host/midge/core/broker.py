@@ -44,6 +44,7 @@ class Broker:
         self.connections: set[Connection] = set()  # all that are open, also before CONNECT
         self.routing = Routing()
         self.retained = Retained()
+        self.own_retained = Retained()  # below _OWN_TOPICS: never stored, and gone with the broker
         self.changes: Changes | None = Changes() if is_durable else None
         self.committed_batch = 0  # number of the last batch that is kept
         self.ready: list[Connection] = []  # connections with output or to be closed, since the last turn
@@ -236,6 +237,7 @@ class Broker:
         session = Session(client_id, self._next_session_key, self.limits, self.counters)
         self._next_session_key += 1
         self.sessions[client_id] = session
+        self.counters.sessions_maximum = max(self.counters.sessions_maximum, len(self.sessions))
         return session
 
     def set_expiry(self, session: Session, expiry_s: int) -> None:
@@ -267,7 +269,7 @@ class Broker:
             session.changes.session(session)
         if session.expiry_s != NEVER_EXPIRES:
             session.expiry_timer = self.timers.at(
-                now + session.expiry_s, lambda when: self._end_session(session, when)
+                now + session.expiry_s, lambda when: self._expire_session(session, when)
             )
 
     def _schedule_will(self, session: Session, will: p.Will, now: float) -> None:
@@ -284,6 +286,10 @@ class Broker:
             session.will_timer = self.timers.at(now + delay_s, publish)
         else:
             publish(now)
+
+    def _expire_session(self, session: Session, now: float) -> None:
+        self.counters.sessions_expired += 1
+        self._end_session(session, now)
 
     def _end_session(self, session: Session, now: float) -> None:
         """The session and all that it holds are gone; a will that waited for it is published now."""
@@ -317,14 +323,20 @@ class Broker:
     def publish_run(self, connection: Connection, run: p.PublishRun, now: float) -> None:
         """QoS 0, no retain, no properties, one topic name: what came is passed on as it is."""
         topic = run.topic
+        version = connection.version
         if not self.may_publish(connection, topic):
             return
         counters = self.counters
         count = run.count
+        # Short packets have 4 bytes beside topic and payload (5.0: an empty property length more); those of
+        # more than 127 bytes a byte or two more, which isn't worth looking at each.
+        payload_bytes = len(run.wire) - count * (len(topic) + version)
+        counters.messages_received += count - 1  # the run itself was counted as one
         counters.publish_received += count
+        counters.publish_bytes_received += payload_bytes
         publisher = connection.session
-        version = connection.version
         wire = run.wire
+        copies = 0
         route = self.routing.route(topic)
         for target in route.targets:
             session = target.session
@@ -340,11 +352,14 @@ class Broker:
                 if not peer.out:
                     self.ready.append(peer)
                 peer.out.append(wire)
-                counters.publish_sent += count
+                copies += 1
             else:
                 for packet in run.publishes(version):
                     message = Message(topic, packet.payload, 0)
                     peer.send_qos0(message, False, target.identifiers, now)
+        counters.publish_sent += count * copies
+        counters.publish_bytes_sent += payload_bytes * copies
+        counters.messages_sent += (count - 1) * copies  # whoever writes it counts one
         if route.groups:
             for packet in run.publishes(version):
                 self._publish_shared(Message(topic, packet.payload, 0), route.groups, now)
@@ -391,7 +406,13 @@ class Broker:
             session.connection.send_qos0(message, retain, target.identifiers, now)
 
     def _retain(self, message: Message) -> None:
-        changes = None if message.topic.startswith(_OWN_TOPICS) else self.changes
+        if message.topic.startswith(_OWN_TOPICS):
+            if message.payload:
+                self.own_retained.set(message)
+            else:
+                self.own_retained.remove(message.topic)
+            return
+        changes = self.changes
         if not message.payload:
             removed = self.retained.remove(message.topic)
             if removed is not None and changes is not None:
@@ -432,7 +453,9 @@ class Broker:
             return  # MQTT 5.0 §4.8.2: no retained messages for shared subscriptions
         target = Target([subscription])
         permissions = subscription.session.permissions
-        for message in self.retained.matching(subscription.topic_filter):
+        topic_filter = subscription.topic_filter
+        retained = self.own_retained if topic_filter.startswith(_OWN_TOPICS) else self.retained
+        for message in retained.matching(topic_filter):
             if permissions is not None and not permissions.may_read(message.topic):
                 continue
             if message.is_expired(now):
@@ -469,6 +492,7 @@ class Broker:
             by_key[queued.session_key].restore_delivery(queued, messages[queued.message_key])
         for session_key, packet_id in snapshot.received:
             by_key[session_key].received.add(packet_id)
+        self.counters.sessions_maximum = len(self.sessions)
         for session in by_key.values():
             self._restore_expiry(session, now)
 
@@ -479,7 +503,7 @@ class Broker:
         if session.expiry_s == NEVER_EXPIRES:
             return
         session.expiry_timer = self.timers.at(
-            max(now, session.ended_at + session.expiry_s), lambda when: self._end_session(session, when)
+            max(now, session.ended_at + session.expiry_s), lambda when: self._expire_session(session, when)
         )
 
     def shut_down(self, connections: Iterable[Connection] | None = None) -> None:

@@ -135,6 +135,7 @@ class Connection:
         self.last_received = now
         self.broker.counters.bytes_received += len(data)
         packets = self.decoder.receive_data(data)
+        self.broker.counters.messages_received += len(packets)
         if self.session is None:
             self._handle_first(packets, now)
         else:
@@ -290,7 +291,9 @@ class Connection:
             return False
         if dup:  # [MQTT-3.3.1-1]
             head = bytes((head[0] | 0x08,)) + head[1:]
-        self.broker.counters.publish_sent += 1
+        counters = self.broker.counters
+        counters.publish_sent += 1
+        counters.publish_bytes_sent += len(message.payload)
         if not self.out:
             self.broker.output_ready(self)
         self.out.append(b"".join((head, _PACKET_ID.pack(delivery.packet_id), tail)))
@@ -310,7 +313,9 @@ class Connection:
                 self.broker.counters.dropped_output_full += 1
                 return
             self.output_bytes += len(data)
-        self.broker.counters.publish_sent += 1
+        counters = self.broker.counters
+        counters.publish_sent += 1
+        counters.publish_bytes_sent += len(message.payload)
         self.send_bytes(data)
 
     def _own_parts(
@@ -363,6 +368,7 @@ class Connection:
         if qos == 0:
             if broker.may_publish(self, topic):
                 broker.counters.publish_received += 1
+                broker.counters.publish_bytes_received += len(packet.payload)
                 broker.publish(Message.published(packet, topic, now, self.version), session, now)
             return
         packet_id = packet.packet_id
@@ -378,6 +384,7 @@ class Connection:
             self._acknowledge(kind, packet_id, ReasonCode.NOT_AUTHORIZED)
             return
         broker.counters.publish_received += 1
+        broker.counters.publish_bytes_received += len(packet.payload)
         message = Message.published(packet, topic, now, self.version)
         matched = broker.publish(message, session, now)
         if qos == 2:

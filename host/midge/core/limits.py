@@ -58,20 +58,34 @@ class Counters:
         "dropped_expired",
         "dropped_output_full",
         "dropped_queue_full",
+        "messages_received",
+        "messages_sent",
         "protocol_errors",
+        "publish_bytes_received",
+        "publish_bytes_sent",
         "publish_received",
         "publish_sent",
         "refused",
+        "sessions_expired",
+        "sessions_maximum",
+        "sockets",
     )
 
     def __init__(self) -> None:
         self.bytes_received = 0  # bytes, from all connections
         self.bytes_sent = 0  # bytes, to all connections
+        self.messages_received = 0  # packets of any kind, from all connections
+        self.messages_sent = 0  # packets of any kind; counted by whoever writes them
+        self.sockets = 0  # connections that were accepted, with or without CONNECT; counted by their owner
         self.connections = 0  # CONNECT packets that were accepted
         self.refused = 0  # CONNECT packets that were refused
         self.protocol_errors = 0  # connections closed for a malformed or illegal packet
         self.publish_received = 0  # PUBLISH packets from clients, duplicates of QoS 2 not counted
         self.publish_sent = 0  # PUBLISH packets to clients
+        self.publish_bytes_received = 0  # their payloads (of a run, see `Broker.publish_run`)
+        self.publish_bytes_sent = 0  # their payloads
+        self.sessions_expired = 0  # sessions whose client didn't come back in time
+        self.sessions_maximum = 0  # the most that there were at a time
         self.dropped_queue_full = 0  # QoS 1 and 2: the oldest of a full queue
         self.dropped_output_full = 0  # QoS 0: to a connection that does not read
         self.dropped_expired = 0  # messages whose Message Expiry Interval passed in a queue

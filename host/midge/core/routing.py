@@ -126,6 +126,7 @@ class Routing:
         self._root = _Node()
         self._routes: dict[str, Route] = {}
         self.count = 0  # subscriptions
+        self.shared_count = 0  # of them, those with a share name
 
     def add(self, subscription: Subscription) -> bool:
         """Add, or replace the session's subscription to the same filter; True if it is a new one."""
@@ -146,6 +147,7 @@ class Routing:
         is_new = subscription.session not in members
         members[subscription.session] = subscription
         self.count += is_new
+        self.shared_count += is_new and share_name is not None
         self._routes.clear()
         return is_new
 
@@ -167,6 +169,7 @@ class Routing:
                 break
             del parent.children[level]
         self.count -= 1
+        self.shared_count -= share_name is not None
         self._routes.clear()
         return True
 

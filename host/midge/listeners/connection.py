@@ -54,6 +54,7 @@ class ClientConnection(asyncio.Protocol):
         self.access = self._door.access_of(transport)
         access = None if self.access.is_open else self.access
         self._core = self._broker.open(self._address or _address(transport), self, self._now(), access)
+        self._broker.counters.sockets += 1
         self._door.connections += 1
         if self._door.is_full:
             self._core.abort(f"refused: max_connections of this listener ({self._door.max_connections}) is reached")
@@ -84,7 +85,9 @@ class ClientConnection(asyncio.Protocol):
             data = core.data_to_send()
             if data:
                 written = data[0] if len(data) == 1 else b"".join(data)
-                self._broker.counters.bytes_sent += len(written)
+                counters = self._broker.counters
+                counters.bytes_sent += len(written)
+                counters.messages_sent += len(data)
                 self._transport.write(written)
         elif core.is_closing:
             self._transport.abort()  # it doesn't read, so there is nothing to wait for
