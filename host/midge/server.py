@@ -53,6 +53,7 @@ class Server:
         check_access(config)
         self._store: Store | None = open_store(config.store.path, config.store.durability, directory)
         self.broker = Broker(config.core_limits(), is_durable=self._store is not None)
+        self.broker.passage.on_loop = _tell_loop
         self._hashing = ThreadPoolExecutor(_HASHING_THREADS, "passwords")
         self._rules = Rules(self._hashing, self.end_turn_soon)
         self._listeners = [
@@ -297,3 +298,12 @@ def _place(section: Listener) -> dict[str, object]:
     """What of a listener a reload can't change."""
     changeable = {"certfile", "keyfile", "cafile", "allow_anonymous", "max_connections"}
     return section.model_dump(exclude=changeable) | {"is_tls": section.certfile is not None}
+
+
+def _tell_loop(topic: str, client_id: str) -> None:
+    log.error(
+        "a loop: %s comes round by the bridge %s again and again, and the brokers on its way mark nothing; "
+        "it is dropped until it has been quiet for some seconds",
+        ascii(topic),
+        ascii(client_id),
+    )

@@ -20,6 +20,7 @@ from midge.core.changes import Batch, Changes, Snapshot
 from midge.core.connection import Connection, Owner
 from midge.core.limits import Counters, Limits
 from midge.core.message import Message
+from midge.core.passage import BRIDGE, Passage
 from midge.core.retained import Retained
 from midge.core.routing import Routing, SharedGroup, Subscription, Target
 from midge.core.session import NEVER_EXPIRES, Session
@@ -29,6 +30,10 @@ from midge.protocol.reasons import ReasonCode
 
 # Topic names under $SYS are the broker's own to publish (MQTT 5.0 §4.7.2: clients SHOULD NOT).
 _OWN_TOPICS = "$SYS/"
+# But for these: bridges tell of themselves, as Mosquitto's do.
+_BRIDGE_TOPICS = "$SYS/broker/connection/"
+# What the client identifiers of our own bridges start with; nobody from outside takes over their sessions.
+OWN_BRIDGES = "bridge/"
 
 
 class Broker:
@@ -44,6 +49,7 @@ class Broker:
         self.connections: set[Connection] = set()  # all that are open, also before CONNECT
         self.routing = Routing()
         self.retained = Retained()
+        self.passage = Passage()  # what has crossed bridges
         self.own_retained = Retained()  # below _OWN_TOPICS: never stored, and gone with the broker
         self.changes: Changes | None = Changes() if is_durable else None
         self.committed_batch = 0  # number of the last batch that is kept
@@ -107,6 +113,11 @@ class Broker:
                 )
                 return
             client_id = "midge-" + secrets.token_hex(8)  # [MQTT-3.1.3-6]
+        if client_id.startswith(OWN_BRIDGES) and not connection.is_trusted:
+            connection.refuse(
+                ReasonCode.CLIENT_IDENTIFIER_NOT_VALID, f"{client_id!a} is the name of a bridge of ours"
+            )
+            return
         if "authentication_method" in (packet.properties or {}):
             connection.refuse(
                 ReasonCode.BAD_AUTHENTICATION_METHOD,
@@ -148,6 +159,7 @@ class Broker:
         self.set_permissions(connection, session)
         connection.session = session
         session.connection = connection
+        self.set_bridge(session, connection.is_bridge or any(s.is_bridges for s in session.subscriptions.values()))
         session.ended_at = None
         asked_s = properties.get("session_expiry_interval", 0)
         if connection.version != 5:
@@ -166,7 +178,9 @@ class Broker:
         """Take over what CONNECT says of the connection, and answer with CONNACK."""
         limits = self.limits
         connection.username = packet.username
-        connection.is_bridge = packet.is_bridge
+        connection.is_bridge = packet.is_bridge or any(
+            name == BRIDGE for name, _ in (packet.properties or {}).get("user_property", ())
+        )
         connection.keep_alive_s = packet.keep_alive_s
         answer: p.Properties = {}
         if connection.version == 5:
@@ -231,6 +245,12 @@ class Broker:
         if permissions is not None:
             session.drop_unreadable(permissions)
         if session.subscriptions:
+            self.routing.forget_routes()
+
+    def set_bridge(self, session: Session, is_bridge: bool) -> None:
+        """Whether *session* is another broker's: set by CONNECT, or by the subscriptions that only a bridge makes."""
+        if session.is_bridge is not is_bridge:
+            session.is_bridge = is_bridge
             self.routing.forget_routes()
 
     def _new_session(self, client_id: str) -> Session:
@@ -316,7 +336,7 @@ class Broker:
 
     def _session_may_publish(self, session: Session, topic: str) -> bool:
         if topic[0] == "$" and topic.startswith(_OWN_TOPICS):
-            return False
+            return session.is_bridge and topic.startswith(_BRIDGE_TOPICS)
         permissions = session.permissions
         return permissions is None or permissions.may_publish(topic)
 
@@ -338,6 +358,10 @@ class Broker:
         wire = run.wire
         copies = 0
         route = self.routing.route(topic)
+        if route.bridges or (publisher is not None and publisher.is_bridge):
+            for packet in run.publishes(version):
+                self.publish(Message(topic, packet.payload, 0), publisher, now)
+            return
         for target in route.targets:
             session = target.session
             if session is publisher:
@@ -366,9 +390,15 @@ class Broker:
 
     def publish(self, message: Message, publisher: Session | None, now: float) -> int:
         """Route *message*; the number of sessions that get it. *publisher* None: the broker itself."""
+        route = self.routing.route(message.topic)
+        if publisher is not None and publisher.is_bridge:
+            kept = self.retained.matching(message.topic) if message.retain else ()
+            if not self.passage.admits(message, publisher, route.bridges, kept, now):
+                return 1  # taken before, so that the acknowledgement is an ordinary one
+        if route.bridges:
+            self.passage.mark(message)
         if message.retain:
             self._retain(message)
-        route = self.routing.route(message.topic)
         matched = 0
         for target in route.targets:
             if target.session is publisher:
@@ -400,6 +430,10 @@ class Broker:
         """*shared*: the topic filter of the shared subscription that it comes by."""
         session = target.session
         qos = message.qos if message.qos < target.qos else target.qos
+        if not qos and retain and session.is_bridge and target.qos:
+            # Not [MQTT-3.8.4-8], knowingly: the state that another broker shows must not stay behind
+            # because the link was down, or went down, when it changed (mosquitto#1040).
+            qos = 1
         if qos:
             session.deliver(message, qos, retain, target.identifiers, now, shared)
         elif session.connection is not None:
@@ -458,6 +492,8 @@ class Broker:
         for message in retained.matching(topic_filter):
             if permissions is not None and not permissions.may_read(message.topic):
                 continue
+            if subscription.session.is_bridge:
+                self.passage.mark(message)
             if message.is_expired(now):
                 self._retain(Message(message.topic, b"", 0, retain=True))
             else:
@@ -487,6 +523,7 @@ class Broker:
             session = by_key[sub.session_key]
             subscription = Subscription(session, *sub[1:])
             session.subscriptions[subscription.topic_filter] = subscription
+            session.is_bridge = session.is_bridge or subscription.is_bridges
             self.routing.add(subscription)
         for queued in snapshot.queue:
             by_key[queued.session_key].restore_delivery(queued, messages[queued.message_key])

@@ -451,6 +451,8 @@ class Connection:
                     wanted.retain_as_published or self.is_bridge,
                     identifiers[0] if identifiers else 0,
                 )
+                if subscription.is_bridges:
+                    self.broker.set_bridge(session, True)
                 is_new = self.broker.subscribe(subscription)
                 if wanted.retain_handling == 0 or (wanted.retain_handling == 1 and is_new):
                     granted.append(subscription)

@@ -87,6 +87,11 @@ class Message:
             None if expiry_s is None else now + expiry_s,
         )
 
+    def set_properties(self, properties: Properties) -> None:
+        """Other properties from now on: what was encoded with the former ones is not sent any more."""
+        self.properties = properties
+        self._parts.clear()
+
     def is_expired(self, now: float) -> bool:
         return self.expires_at is not None and self.expires_at <= now
 

@@ -37,6 +37,11 @@ class Subscription:
         self.retain_as_published = retain_as_published
         self.identifier = identifier
 
+    @property
+    def is_bridges(self) -> bool:
+        """Whether another broker must have made it: these two options together are a bridge's alone."""
+        return self.no_local and self.retain_as_published
+
 
 class Target:
     """What one session gets of a topic name: one copy, however many of its filters match.
@@ -99,11 +104,12 @@ class SharedGroup:
 class Route:
     """Who gets a topic name. Shared by all messages on it: read only."""
 
-    __slots__ = ("groups", "targets")
+    __slots__ = ("bridges", "groups", "targets")
 
     def __init__(self, targets: list[Target], groups: list[SharedGroup]) -> None:
         self.targets = targets
         self.groups = groups
+        self.bridges = [target.session for target in targets if target.session.is_bridge]
 
 
 class _Node:

@@ -76,6 +76,7 @@ class Session:
         "expiry_s",
         "expiry_timer",
         "in_flight",
+        "is_bridge",
         "key",
         "last_packet_id",
         "last_position",
@@ -100,6 +101,7 @@ class Session:
         # What its client may do: set by CONNECT and when the rules change, kept while the client is away;
         # None: everything, or not yet known after a restart (then sorted out at CONNECT).
         self.permissions: Permissions | None = None
+        self.is_bridge = False  # set by CONNECT, or by subscriptions that only a bridge makes
         self.subscriptions: dict[str, Subscription] = {}
         self.in_flight: dict[int, Delivery] = {}  # by packet identifier, in the order sent
         self.queue: deque[Delivery] = deque()  # what waits for room in the window

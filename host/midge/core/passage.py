@@ -1,0 +1,135 @@
+"""Which messages have crossed bridges: each is taken once however many ways lead here, and no loop goes on for ever.
+Knows marks and counts, not who is linked to whom.
+
+A message that leaves over a bridge gets a mark, a user property of MQTT 5.0: an identifier that no other message
+has, and the brokers that it has been to. A broker that has had the message, or is among those, takes it no more.
+3.1.1 has no place for a mark. There a loop shows by the same message coming round again and again; whoever sends
+us back what we sent (other people's brokers without `no local`) is the bridge's to recognise.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from midge.core.message import Message
+    from midge.core.session import Session
+
+# The user property; its value is "IDENTIFIER BROKER BROKER ...".
+MARK = "midge-passage"
+# The user property by which CONNECT says in 5.0 that it is a bridge's; 3.1.1 has the protocol level's high bit.
+BRIDGE = "midge-bridge"
+
+# Marks that are remembered, about 250 bytes each. The two ways round a ring differ by what is under way on
+# one of them: a window, or a queue that waits for a link (max_queued_messages is 1000).
+_MARKS_MAX = 50_000
+# Brokers that a message may pass: more are a configuration gone wrong (Mosquitto has no such limit).
+_BROKERS_MAX = 32
+
+# Without marks: the same topic and payload that comes from one bridge and leaves by another, so many times within
+# so many seconds, goes round in circles. A loop on one machine makes hundreds of rounds a second.
+_ROUNDS_MAX = 20
+_ROUNDS_S = 4.0
+_ROUNDS_KEPT = 10_000
+# s until a loop that goes on is named again.
+_TELL_AGAIN_S = 60.0
+
+
+class _Rounds:
+    __slots__ = ("count", "since")
+
+    def __init__(self, since: float) -> None:
+        self.count = 0
+        self.since = since
+
+
+class Passage:
+    """What one broker remembers of the messages that crossed its bridges."""
+
+    def __init__(self) -> None:
+        self.name = secrets.token_hex(6)  # this broker's, in marks; new at each start
+        self.on_loop: Callable[[str, str], None] | None = None  # told (topic, client identifier of the bridge)
+        self.dropped = 0  # messages that had been here before
+        self._last = 0  # number of the last mark given
+        self._marks: dict[tuple[str, str], None] = {}  # (identifier, topic), oldest first
+        self._rounds: dict[int, _Rounds] = {}
+        self._told: dict[str, float] = {}  # by client identifier: when its loop was named, s since the epoch
+
+    def mark(self, message: Message) -> None:
+        """*message* leaves over a bridge. Call before it is stored or encoded for anyone."""
+        if _find(message) is not None:
+            return
+        self._last += 1
+        identifier = f"{self.name}-{self._last:x}"
+        self._remember(identifier, message.topic)
+        _set(message, f"{identifier} {self.name}")
+
+    def admits(
+        self,
+        message: Message,
+        publisher: Session,
+        bridges: list[Session],
+        kept: Iterable[Message],
+        now: float,
+    ) -> bool:
+        """Whether *message*, that came over a bridge, is new here; *bridges* are those that it would leave by,
+        *kept* is what is retained under its topic name."""
+        value = _find(message)
+        if value is None:
+            if self._goes_round(message, publisher, bridges, now):
+                self.dropped += 1
+                return False
+            return True
+        identifier, *brokers = value.split(" ")
+        if self.name in brokers or len(brokers) >= _BROKERS_MAX or (identifier, message.topic) in self._marks:
+            self.dropped += 1
+            return False
+        self._remember(identifier, message.topic)
+        if any((_find(other) or "").startswith(identifier + " ") for other in kept):
+            self.dropped += 1  # of an earlier start of ours: the other side tells what is retained once more
+            return False
+        _set(message, f"{value} {self.name}")
+        return True
+
+    def _remember(self, identifier: str, topic: str) -> None:
+        marks = self._marks
+        if len(marks) >= _MARKS_MAX:
+            del marks[next(iter(marks))]
+        marks[identifier, topic] = None
+
+    def _goes_round(self, message: Message, publisher: Session, bridges: list[Session], now: float) -> bool:
+        if all(session is publisher for session in bridges):
+            return False  # it goes no further
+        key = hash((message.topic, message.payload))
+        rounds = self._rounds.get(key)
+        if rounds is None or now - rounds.since > _ROUNDS_S:
+            if len(self._rounds) >= _ROUNDS_KEPT:
+                self._rounds.clear()
+            self._rounds[key] = rounds = _Rounds(now)
+        rounds.count += 1
+        if rounds.count <= _ROUNDS_MAX:
+            return False
+        rounds.since = now  # dropped until it has been quiet for a while
+        client_id = publisher.client_id
+        if self.on_loop is not None and now - self._told.get(client_id, 0.0) > _TELL_AGAIN_S:
+            self._told[client_id] = now
+            self.on_loop(message.topic, client_id)
+        return True
+
+
+def _find(message: Message) -> str | None:
+    """The value of the message's mark."""
+    if message.properties is None:
+        return None
+    for name, value in message.properties.get("user_property", ()):
+        if name == MARK:
+            return value
+    return None
+
+
+def _set(message: Message, value: str) -> None:
+    properties = message.properties or {}
+    others = [pair for pair in properties.get("user_property", ()) if pair[0] != MARK]
+    message.set_properties({**properties, "user_property": [*others, (MARK, value)]})

@@ -1,0 +1,144 @@
+"""What crosses bridges: marked, taken once, never round in circles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from midge.core.passage import BRIDGE, MARK
+from midge.protocol import packets as p
+
+from .harness import Client, Core
+
+BRIDGE_PROPERTIES: Any = {"user_property": [(BRIDGE, "1")]}
+
+
+def bridge(core: Core, name: str, version: int = 5, clean: bool = True) -> Client:
+    fields: dict[str, Any] = {"is_bridge": True} if version == 4 else {"properties": dict(BRIDGE_PROPERTIES)}
+    if not clean:
+        fields["clean_start"] = False
+        if version == 5:
+            fields["properties"]["session_expiry_interval"] = 0xFFFFFFFF
+    client = core.client(name, version, **fields)
+    options = {"no_local": True, "retain_as_published": True} if version == 5 else {}
+    client.subscribe("#", 2, **options)
+    client.take()
+    return client
+
+
+def mark_of(packet: p.Publish) -> str | None:
+    return dict((packet.properties or {}).get("user_property", ())).get(MARK)
+
+
+def test_what_leaves_over_bridges_has_one_mark_for_all_of_them() -> None:
+    core = Core()
+    first, second, subscriber = bridge(core, "b1"), bridge(core, "b2"), core.client("s", 5)
+    subscriber.subscribe("t", 1)
+    core.client("publisher").publish("t", b"x", qos=1)
+    marks = [mark_of(client.take(p.Publish)[0]) for client in (first, second, subscriber)]
+    assert marks[0] and marks.count(marks[0]) == 3
+
+
+def test_without_a_bridge_nothing_is_marked() -> None:
+    core = Core()
+    subscriber = core.client("s", 5)
+    subscriber.subscribe("t", 1)
+    core.client("publisher").publish("t", b"x", qos=1)
+    assert mark_of(subscriber.take(p.Publish)[0]) is None
+
+
+def test_a_marked_message_that_comes_by_two_bridges_is_taken_once() -> None:
+    core = Core()
+    first, second, subscriber = bridge(core, "b1"), bridge(core, "b2"), core.client("s", 5)
+    subscriber.subscribe("t", 2)
+    marked: Any = {"user_property": [("a", "b"), (MARK, "other-1 other")]}
+    first.publish("t", b"x", qos=2, packet_id=7, properties=marked)
+    second.publish("t", b"x", qos=2, packet_id=9, properties=marked)
+    assert [packet.payload for packet in subscriber.take(p.Publish)] == [b"x"]
+    assert [type(packet) for packet in second.take()] == [p.Publish, p.Pubrec], "it is acknowledged all the same"
+    assert core.broker.passage.dropped == 1
+
+
+def test_a_message_that_has_been_here_is_not_taken_under_another_topic_either() -> None:
+    core = Core()
+    link, subscriber = bridge(core, "b1"), core.client("s", 5)
+    subscriber.subscribe("#", 1)
+    core.client("publisher").publish("t", b"x", qos=1)
+    (sent,) = link.take(p.Publish)
+    link.publish("a/t", b"x", qos=1, properties=sent.properties)
+    assert [packet.topic for packet in subscriber.take(p.Publish)] == ["t"]
+
+
+def test_a_client_s_mark_means_nothing() -> None:
+    core = Core()
+    publisher, subscriber = core.client("p", 5), core.client("s", 5)
+    subscriber.subscribe("t", 0)
+    for _ in range(2):
+        publisher.publish("t", b"x", properties={"user_property": [(MARK, "other-1 other")]})
+    assert len(subscriber.take(p.Publish)) == 2
+
+
+def test_a_loop_without_marks_is_named_and_broken() -> None:
+    core = Core()
+    told: list[tuple[str, str]] = []
+    core.broker.passage.on_loop = lambda topic, client_id: told.append((topic, client_id))
+    entry, exit_ = bridge(core, "b1", version=4), bridge(core, "b2", version=4)
+    rounds = 0
+    entry.publish("t", b"x")
+    while exit_.take(p.Publish):  # the broker beyond sends it on to where it came from
+        rounds += 1
+        assert rounds < 100
+        entry.publish("t", b"x")
+    assert told == [("t", "b1")]
+    entry.publish("t", b"y")
+    assert exit_.take(p.Publish), "other messages pass"
+    core.now += 10
+    entry.publish("t", b"x")
+    assert exit_.take(p.Publish), "and this one, once it is quiet"
+
+
+def test_what_comes_over_a_bridge_and_goes_no_further_may_repeat() -> None:
+    core = Core()
+    link, subscriber = bridge(core, "b1", version=4), core.client("s")
+    subscriber.subscribe("t")
+    for _ in range(100):
+        link.publish("t", b"on")
+    assert len(subscriber.take(p.Publish)) == 100
+
+
+def test_retained_state_at_qos_0_waits_for_an_absent_bridge_also_after_a_restart() -> None:
+    core = Core(is_durable=True)
+    bridge(core, "b1", version=4, clean=False).lose()
+    publisher = core.client("p")
+    publisher.publish("state", b"1", retain=True)
+    core = core.restarted()
+    core.client("p").publish("state", b"", retain=True)
+    link = core.client("b1", 4, is_bridge=True, clean_start=False)
+    got = [(packet.payload, packet.retain) for packet in link.take(p.Publish)]
+    assert got == [(b"1", True), (b"", True)]
+
+
+def test_retained_messages_told_again_after_a_restart_are_not_taken_again() -> None:
+    core = Core(is_durable=True)
+    marked: Any = {"user_property": [(MARK, "other-1 other")]}
+    bridge(core, "b1").publish("state", b"1", qos=1, retain=True, properties=marked)
+    core = core.restarted()
+    link, subscriber = bridge(core, "b1"), core.client("s", 5)
+    subscriber.subscribe("state", 1, retain_handling=2)
+    link.publish("state", b"1", qos=1, retain=True, properties=marked)
+    assert subscriber.take(p.Publish) == []
+
+
+def test_bridges_may_tell_of_themselves_and_nobody_else_may() -> None:
+    core = Core()
+    subscriber = core.client("s")
+    subscriber.subscribe("$SYS/broker/connection/#", 1)
+    bridge(core, "b1", version=4).publish("$SYS/broker/connection/b1/state", b"1", qos=1, retain=True)
+    bridge(core, "b1", version=4).publish("$SYS/broker/uptime", b"1", qos=1)
+    core.client("p").publish("$SYS/broker/connection/p/state", b"1", qos=1)
+    assert [packet.topic for packet in subscriber.take(p.Publish)] == ["$SYS/broker/connection/b1/state"]
+
+
+def test_nobody_takes_over_the_session_of_a_bridge_of_ours() -> None:
+    core = Core()
+    client = core.client("bridge/kitchen")
+    assert client.take()[0].reason_code == 2 and not client.is_open
