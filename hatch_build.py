@@ -17,6 +17,9 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 COMPILED = [
     "midge/protocol/*.py",
     "midge/core/*.py",
+    "midge/listeners/connection.py",
+    "midge/listeners/door.py",
+    "midge/listeners/turns.py",
 ]
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 from midge.access import Rules, acl, passwords
 from midge.access.attempts import FailedLogins
@@ -23,6 +23,7 @@ from midge.core.changes import Batch
 from midge.core.connection import Connection
 from midge.listeners.connection import ClientConnection
 from midge.listeners.door import Door
+from midge.listeners.turns import Turns
 from midge.listening import OpenListener
 from midge.protocol.reasons import ReasonCode
 from midge.store import Store, StoreError, open_store
@@ -67,8 +68,7 @@ class Server:
         self._writing: asyncio.Task[None] | None = None
         self._waiting: list[Connection] = []  # with output that rests on a commit
         self._held: list[Connection] = []  # that are not read from until the store has caught up
-        self._is_turn_scheduled = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._turns = Turns(self.broker, self._wait_for_commit, self._write_soon if self._store else None)
         self._bridges: list[Bridge] = []
         self._sys_topics = SysTopics(self.broker)
         self._sys_timer: asyncio.TimerHandle | None = None
@@ -76,8 +76,7 @@ class Server:
     async def start(self) -> None:
         """Load the store, then listen. StoreError, OSError: one of them can't be had."""
         self._loop = asyncio.get_running_loop()
-        # Seconds since the epoch that never jump back: wall clock at the start, monotonic from there.
-        self._epoch = time.time() - self._loop.time()
+        self._turns.start(self._loop)
         if self._store is not None:
             self.broker.restore(self._store.load(), self.now())
         for listener in self._listeners:
@@ -163,20 +162,19 @@ class Server:
         for bridge in self._bridges:
             await bridge.stop()
         self.broker.shut_down()
-        self._end_turn()
+        self._turns.end()
         deadline = self._loop.time() + _STOP_TIMEOUT_S
         while self.broker.connections and self._loop.time() < deadline:
             await asyncio.sleep(0.01)
         while self._writing is not None:
             await self._writing
-        self._end_turn()
+        self._turns.end()
         while self._writing is not None:
             await self._writing
         for listener in self._listeners:
             await listener.stop()
-        for handle in (self._timer, self._sys_timer):
-            if handle is not None:
-                handle.cancel()
+        self._turns.stop()
+        self._sys_timer.cancel()
         self._writer.shutdown()
         self._hashing.shutdown(cancel_futures=True)
         if self._store is not None:
@@ -184,10 +182,10 @@ class Server:
 
     def now(self) -> float:
         """s since the epoch."""
-        return self._loop.time() + self._epoch
+        return self._turns.now()
 
-    def _protocol(self, door: Door, address: str | None) -> ClientConnection:
-        return ClientConnection(self.broker, self.end_turn_soon, self.now, door, address)
+    def _protocol(self, door: Door, address: str | None) -> asyncio.Protocol:
+        return cast(asyncio.Protocol, ClientConnection(self.broker, self._turns, door, address))
 
     def _load_access(self, config: Config) -> None:
         """Take over users and rules. ConfigError, and nothing changed: a file can't be used."""
@@ -205,39 +203,9 @@ class Server:
                 allow = section.allow_anonymous
             listener.door.access.allow_anonymous = users is None if allow is None else allow
 
-    # -- turns --
-
     def end_turn_soon(self) -> None:
         """Something happened in the core: end the turn once all that is ready now has been handled."""
-        if not self._is_turn_scheduled:
-            self._is_turn_scheduled = True
-            self._loop.call_soon(self._end_turn)
-
-    def _end_turn(self) -> None:
-        self._is_turn_scheduled = False
-        for connection in self.broker.end_turn():
-            connection.owner.flush()
-            if not connection.is_drained:
-                self._waiting.append(connection)
-        if self._store is not None:
-            self._write_soon()
-        self._set_timer()
-
-    def _set_timer(self) -> None:
-        due = self.broker.next_deadline()
-        if due is None:
-            return
-        at = due - self._epoch
-        if self._timer is not None:
-            if self._timer.when() <= at and not self._timer.cancelled():
-                return
-            self._timer.cancel()
-        self._timer = self._loop.call_at(at, self._run_timers)
-
-    def _run_timers(self) -> None:
-        self._timer = None
-        self.broker.run_timers(self.now())
-        self._end_turn()
+        self._turns.begin()
 
     def _update_sys(self) -> None:
         if self.config.sys.interval:
@@ -255,6 +223,9 @@ class Server:
         self._update_sys()
 
     # -- the store --
+
+    def _wait_for_commit(self, connection: Connection) -> None:
+        self._waiting.append(connection)
 
     def _write_soon(self) -> None:
         changes = self.broker.changes

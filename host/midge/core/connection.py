@@ -39,6 +39,15 @@ class Owner(Protocol):
         ...
 
 
+class _Gone:
+    """The owner of a connection that is lost."""
+
+    def flush(self) -> None: ...
+
+    def hold_reading(self, hold: bool) -> None: ...
+
+
+_GONE = _Gone()
 _PACKET_ID = struct.Struct("!H")
 _PINGRESP = b"\xd0\x00"
 _UNLIMITED = 0xFFFF_FFFF
@@ -89,7 +98,7 @@ class Connection:
         self.broker = broker
         self.access = access  # who is asked whether the client may connect; None: nobody
         self.address = address
-        self.owner = owner  # whoever does the I/O; the core only hands it back
+        self.owner: Owner = owner  # whoever does the I/O; the core only hands it back
         self.decoder = Decoder("server", max_packet_size=broker.limits.max_packet_size)
         self.session: Session | None = None  # set by CONNECT, cleared by `lost`
         self.version = 4  # wire format: 4 (also for 3) or 5; set by CONNECT
@@ -212,6 +221,7 @@ class Connection:
         """The connection has ended, whoever ended it. Nothing is sent any more."""
         self.is_closing = True
         self.plain_version = 0
+        self.owner = _GONE  # so that neither keeps the other until the garbage collector comes
         self.out.clear()
         self._held.clear()
         for timer in (self.timer, self.ping_timer):

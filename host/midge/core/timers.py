@@ -36,11 +36,16 @@ class Timers:
     def __init__(self) -> None:
         self._heap: list[Timer] = []
         self._cancelled = 0  # entries of the heap that are cancelled
+        # A deadline came before all others: set here, cleared by `next_deadline`, so that who waits for the
+        # next one needn't ask each time.
+        self.is_first_new = False
 
     def at(self, when: float, action: Callable[[float], None]) -> Timer:
         """Call *action(now)* once *when* (s since the epoch) has come."""
         timer = Timer(self, when, action)
         heapq.heappush(self._heap, timer)
+        if self._heap[0] is timer:
+            self.is_first_new = True
         return timer
 
     def cancelled(self) -> None:
@@ -55,6 +60,7 @@ class Timers:
 
     def next_deadline(self) -> float | None:
         """When `run` should be called next (s since the epoch); None: nothing waits."""
+        self.is_first_new = False
         heap = self._heap
         while heap and heap[0].action is None:
             heapq.heappop(heap)

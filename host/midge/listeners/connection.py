@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import cast
 
 from midge.core.broker import Broker
+from midge.core.timers import Timer
 from midge.listeners.door import Door
+from midge.listeners.turns import Turns
 
 log = logging.getLogger("midge.connection")
 
@@ -26,46 +27,54 @@ _UNREAD_MAX = 10_000
 _CLOSE_TIMEOUT_S = 5.0
 
 
-class ClientConnection(asyncio.Protocol):
-    """The asyncio side of one `midge.core.connection.Connection`."""
+class ClientConnection:
+    """The asyncio side of one `midge.core.connection.Connection`: has the methods of `asyncio.Protocol`, and is
+    none of its subclasses, so that it can be compiled."""
 
-    def __init__(
-        self,
-        broker: Broker,
-        end_turn_soon: Callable[[], None],
-        now: Callable[[], float],
-        door: Door,
-        address: str | None = None,
-    ) -> None:
+    __slots__ = (
+        "_address",
+        "_broker",
+        "_close_timer",
+        "_core",
+        "_door",
+        "_is_held",
+        "_is_reading",
+        "_transport",
+        "_turns",
+        "access",
+    )
+
+    def __init__(self, broker: Broker, turns: Turns, door: Door, address: str | None = None) -> None:
         """*address*: of the client, where the transport knows only a proxy's."""
         self._broker = broker
+        self._turns = turns
         self._door = door
         self._address = address
-        self._end_turn_soon = end_turn_soon
-        self._now = now
         self._is_held = False  # the store can't keep up; set and cleared by the server
         self._is_reading = True
-        self._close_timer: asyncio.TimerHandle | None = None  # set when we close
+        self._close_timer: Timer | None = None  # set when we close
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        now = self._turns.begin()  # its end arms the deadline for CONNECT
         # uvloop's transports have the methods of asyncio.Transport without being its subclasses.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_HIGH)
         self.access = self._door.access_of(transport)
         access = None if self.access.is_open else self.access
-        self._core = self._broker.open(self._address or _address(transport), self, self._now(), access)
+        self._core = self._broker.open(self._address or _address(transport), self, now, access)
         self._broker.counters.sockets += 1
         self._door.connections += 1
         if self._door.is_full:
             self._core.abort(f"refused: max_connections of this listener ({self._door.max_connections}) is reached")
-        self._end_turn_soon()  # arms the deadline for CONNECT
 
     def data_received(self, data: bytes) -> None:
         core = self._core
-        core.receive_data(data, self._now())
+        core.receive_data(data, self._turns.begin())
         if core.is_paused and len(core.out) > _UNREAD_MAX:
             self._update_reading()
-        self._end_turn_soon()
+
+    def eof_received(self) -> bool:
+        return False  # the transport closes itself
 
     def connection_lost(self, exc: Exception | None) -> None:
         core = self._core
@@ -76,8 +85,7 @@ class ClientConnection(asyncio.Protocol):
         if self._close_timer is not None:
             self._close_timer.cancel()  # else it would keep all of this connection for its whole time
         self._door.connections -= 1
-        core.lost(self._now())
-        self._end_turn_soon()
+        core.lost(self._turns.begin())
 
     def flush(self) -> None:
         core = self._core
@@ -89,12 +97,21 @@ class ClientConnection(asyncio.Protocol):
                 counters.bytes_sent += len(written)
                 counters.messages_sent += len(data)
                 self._transport.write(written)
-        elif core.is_closing:
-            self._transport.abort()  # it doesn't read, so there is nothing to wait for
-        if core.is_closing and core.is_drained and not self._transport.is_closing():
-            self._transport.close()
-            loop = asyncio.get_running_loop()
-            self._close_timer = loop.call_later(_CLOSE_TIMEOUT_S, self._transport.abort)
+        if core.is_closing:
+            self._close()
+
+    def _close(self) -> None:
+        """Once all is written."""
+        core, transport = self._core, self._transport
+        if core.is_paused:
+            transport.abort()  # it doesn't read, so there is nothing to wait for
+        elif core.is_drained and not transport.is_closing():
+            transport.close()
+            # A timer of ours: one of the event loop's costs as much as the rest of the closing.
+            self._close_timer = self._broker.timers.at(self._turns.now() + _CLOSE_TIMEOUT_S, self._close_due)
+
+    def _close_due(self, now: float) -> None:
+        self._transport.abort()
 
     def pause_writing(self) -> None:
         self._core.is_paused = True
