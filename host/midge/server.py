@@ -174,7 +174,8 @@ class Server:
         for listener in self._listeners:
             await listener.stop()
         self._turns.stop()
-        self._sys_timer.cancel()
+        if self._sys_timer is not None:
+            self._sys_timer.cancel()
         self._writer.shutdown()
         self._hashing.shutdown(cancel_futures=True)
         if self._store is not None:
