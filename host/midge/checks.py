@@ -8,8 +8,7 @@ import os
 from ipaddress import ip_address
 from pathlib import Path
 
-from midge.access import acl, passwords
-from midge.access.errors import AccessFileError
+from midge.admitting import RulesLoader, asks
 from midge.config import Config, ConfigError
 from midge.listeners import tls
 from midge.store.sqlite import SCHEMA_VERSION
@@ -21,15 +20,15 @@ _USER_VERSION_AT = 60
 
 def check_access(config: Config) -> None:
     """ConfigError: it would listen to the network without asking anybody who they are."""
-    if config.access.allow_anonymous is not None or config.access.password_file is not None:
+    if config.access.allow_anonymous is not None:
         return
     for listener in config.listener:
         if listener.type == "unix" or listener.require_certificate or listener.allow_anonymous is not None:
             continue
-        if not is_loopback(listener.bind):
+        if not (asks(config, listener) or is_loopback(listener.bind)):
             raise ConfigError(
                 f"refusing to listen on {listener.bind}, which other machines can reach, without "
-                "authentication: set access.password_file, or pass --allow-anonymous (or set "
+                "authentication: set access.password_file (or jwt, or auth_hook), or pass --allow-anonymous (or set "
                 "access.allow_anonymous = true) if anybody on that network may publish and subscribe, or "
                 "bind 127.0.0.1"
             )
@@ -48,10 +47,10 @@ def check(config: Config, directory: Path) -> None:
     """Everything that `midge broker` would look at before it listens, except that the store is not opened:
     a broker may be running on it. ConfigError: all that is wrong, a line each."""
     problems: list[str] = []
-    for look in (check_access, _check_users, _check_rules, _check_certificates):
+    for look in (check_access, _check_rules, _check_certificates):
         try:
             look(config)
-        except (ConfigError, AccessFileError) as error:
+        except ConfigError as error:
             problems.append(str(error))
         except OSError as error:
             problems.append(f"{error.filename}: {error.strerror}")
@@ -61,14 +60,11 @@ def check(config: Config, directory: Path) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def _check_users(config: Config) -> None:
-    if config.access.password_file:
-        passwords.load(config.path(config.access.password_file))
-
-
 def _check_rules(config: Config) -> None:
-    if config.access.acl_file:
-        acl.load(config.path(config.access.acl_file))
+    loader = RulesLoader(config)
+    for listener in config.listener:
+        loader.rules_of(listener)
+    loader.close_hooks()
 
 
 def _check_certificates(config: Config) -> None:

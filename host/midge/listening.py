@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from midge.access import ListenerAccess, Rules
+from midge.access import Desk, ListenerAccess, Rules
 from midge.config import Config, Listener
 from midge.listeners import proxy, tcp, tls, unix
 from midge.listeners.door import Door
@@ -26,7 +26,9 @@ MakeProtocol = Callable[[Door, str | None], asyncio.Protocol]
 class OpenListener:
     """One listener. `start`, any number of `reload`, `stop`."""
 
-    def __init__(self, section: Listener, config: Config, rules: Rules, make_protocol: MakeProtocol) -> None:
+    def __init__(
+        self, section: Listener, config: Config, desk: Desk, rules: Rules, make_protocol: MakeProtocol
+    ) -> None:
         self.section = section
         self._config = config
         self._make_protocol = make_protocol
@@ -34,7 +36,7 @@ class OpenListener:
         self._server: asyncio.Server | None = None
         self._websocket: WebSocketListener | None = None
         self.door = Door(
-            ListenerAccess(rules, allow_anonymous=False),
+            ListenerAccess(desk, rules, allow_anonymous=False),
             section.max_connections,
             section.use_identity_as_username,
         )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from midge.core.broker import Broker
+from midge.core.limits import COUNTED_LIMITS
 
 Number = int | float
 
@@ -199,6 +200,20 @@ METRICS = [
         ("reason", "expired"),
     ),
 ]
+
+
+def _limit(name: str) -> Metric:
+    """How often the limit *name* was met; both the topic and the label have the key of the configuration."""
+    return Metric(
+        f"limits/{name}",
+        "limit_met_total",
+        "How often a limit was met, by its key in the configuration.",
+        lambda sample: sample.counters.limits_met[name],
+        ("limit", name),
+    )
+
+
+METRICS += [_limit(name) for name in COUNTED_LIMITS]
 
 
 def read_all(broker: Broker) -> Iterator[tuple[Metric, Number]]:

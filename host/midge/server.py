@@ -11,16 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
-from midge.access import Rules, acl, passwords
-from midge.access.attempts import FailedLogins
-from midge.access.errors import AccessFileError
+from midge.access import Desk
+from midge.admitting import RulesLoader, allows_anonymous, limits_of
 from midge.bridge import Bridge
 from midge.checks import check_access
 from midge.config import Bridge as BridgeSection
 from midge.config import Config, ConfigError, Listener
 from midge.core.broker import Broker
 from midge.core.changes import Batch
-from midge.core.connection import Connection
+from midge.core.connection import HELD_BY_STORE, Connection
 from midge.listeners.connection import ClientConnection
 from midge.listeners.door import Door
 from midge.listeners.turns import Turns
@@ -56,11 +55,13 @@ class Server:
         self.broker = Broker(config.core_limits(), is_durable=self._store is not None)
         self.broker.passage.on_loop = _tell_loop
         self._hashing = ThreadPoolExecutor(_HASHING_THREADS, "passwords")
-        self._rules = Rules(self._hashing, self.end_turn_soon)
+        self._desk = Desk(self._hashing, self.end_turn_soon)
+        self._loader = RulesLoader(config)
         self._listeners = [
-            OpenListener(section, config, self._rules, self._protocol) for section in config.listener
+            OpenListener(section, config, self._desk, self._loader.rules_of(section), self._protocol)
+            for section in config.listener
         ]
-        self._load_access(config)
+        self._take_over_access(config)
         self._writer = ThreadPoolExecutor(1, "store")
         self._waits = config.store.durability == "commit"
         if not self._waits:
@@ -116,20 +117,25 @@ class Server:
         """Take over users, rules, certificates, limits and bridges of *config*; clients that would no longer
         be let in are disconnected. ConfigError: it can't be used, and nothing was changed but certificates."""
         check_access(config)
-        if [_place(section) for section in config.listener] != [_place(o.section) for o in self._listeners]:
+        sections = [listener.section for listener in self._listeners]
+        if [_place(section) for section in config.listener] != [_place(section) for section in sections]:
             log.warning("listeners are added, moved and removed only by a restart")
         else:
-            for listener, section in zip(self._listeners, config.listener, strict=True):
-                try:
-                    listener.reload(section, config)
-                except OSError as error:
-                    raise ConfigError(f"{error.filename}: {error.strerror}") from None
-        former_users = self._rules.users
-        self._load_access(config)
-        limits = config.core_limits()
-        for name in config.limits.model_fields_set | self.config.limits.model_fields_set:
-            setattr(self.broker.limits, name, getattr(limits, name))
-        self._ask_again(former_users)
+            sections = config.listener
+        loader = RulesLoader(config, self._loader.hooks)
+        rules = [loader.rules_of(section) for section in sections]
+        for listener, section in zip(self._listeners, sections, strict=True):
+            try:
+                listener.reload(section, config)
+            except OSError as error:
+                raise ConfigError(f"{error.filename}: {error.strerror}") from None
+        for listener, its_rules in zip(self._listeners, rules, strict=True):
+            listener.door.access.rules.take_over(its_rules)
+        self._loader.close_hooks(but=loader.hooks)
+        self._loader = loader
+        self.broker.set_limits(config.core_limits())
+        self._take_over_access(config)
+        self._ask_again()
         for bridge in [bridge for bridge in self._bridges if bridge.section not in config.bridge]:
             await self._stop_bridge(bridge)
         running = [bridge.section for bridge in self._bridges]
@@ -141,16 +147,17 @@ class Server:
             self._restart_sys()
         self.end_turn_soon()
 
-    def _ask_again(self, former_users: dict[str, str] | None) -> None:
-        """Users and rules have changed: look again at who is connected."""
+    def _ask_again(self) -> None:
+        """Users, rules and limits have changed: look again at who is connected."""
         for connection in list(self.broker.connections):
             client, session = connection.owner, connection.session
             if not isinstance(client, ClientConnection):
                 continue  # a bridge's
             connection.access = None if client.access.is_open else client.access
+            connection.set_limits(client.door.limits or self.broker.limits)
             if session is None:
                 continue
-            if client.access.still_admits(connection.username, former_users):
+            if client.access.still_admits(connection.identity):
                 self.broker.set_permissions(connection, session)
             else:
                 connection.close(ReasonCode.NOT_AUTHORIZED, "no longer let in since the reload")
@@ -178,6 +185,7 @@ class Server:
             self._sys_timer.cancel()
         self._writer.shutdown()
         self._hashing.shutdown(cancel_futures=True)
+        self._loader.close_hooks()
         if self._store is not None:
             self._store.close()
 
@@ -188,21 +196,13 @@ class Server:
     def _protocol(self, door: Door, address: str | None) -> asyncio.Protocol:
         return cast(asyncio.Protocol, ClientConnection(self.broker, self._turns, door, address))
 
-    def _load_access(self, config: Config) -> None:
-        """Take over users and rules. ConfigError, and nothing changed: a file can't be used."""
-        section = config.access
-        try:
-            users = passwords.load(config.path(section.password_file)) if section.password_file else None
-            rules = acl.load(config.path(section.acl_file)) if section.acl_file else None
-        except AccessFileError as error:
-            raise ConfigError(str(error)) from None
-        self._rules.users, self._rules.acl = users, rules
-        self._rules.failed = FailedLogins(section.max_failed_logins)
+    def _take_over_access(self, config: Config) -> None:
+        """Of each listener, who may come without a name, and its own limits."""
+        self._desk.failed.limit = config.access.max_failed_logins
         for listener in self._listeners:
-            allow = listener.section.allow_anonymous
-            if allow is None:
-                allow = section.allow_anonymous
-            listener.door.access.allow_anonymous = users is None if allow is None else allow
+            section, door = listener.section, listener.door
+            door.access.allow_anonymous = allows_anonymous(config, section)
+            door.limits = None if section.limits is None else limits_of(config, section)
 
     def end_turn_soon(self) -> None:
         """Something happened in the core: end the turn once all that is ready now has been handled."""
@@ -232,7 +232,7 @@ class Server:
         changes = self.broker.changes
         if changes is not None and changes.pending_bytes > _UNWRITTEN_MAX:
             for connection in self._waiting:
-                connection.owner.hold_reading(True)
+                connection.hold(HELD_BY_STORE, True)
                 self._held.append(connection)
         if self._writing is None:
             batch = self.broker.take_batch()
@@ -262,13 +262,14 @@ class Server:
             if not connection.is_drained:
                 self._waiting.append(connection)
         for connection in held:
-            connection.owner.hold_reading(False)
+            connection.hold(HELD_BY_STORE, False)
         self._write_soon()
 
 
 def _place(section: Listener) -> dict[str, object]:
     """What of a listener a reload can't change."""
-    changeable = {"certfile", "keyfile", "cafile", "allow_anonymous", "max_connections"}
+    files = {"certfile", "keyfile", "cafile", "crlfile", "password_file", "acl_file"}
+    changeable = files | {"jwt", "auth_hook", "allow_anonymous", "max_connections", "limits"}
     return section.model_dump(exclude=changeable) | {"is_tls": section.certfile is not None}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Flag
 from pathlib import Path
@@ -48,14 +49,19 @@ class Acl:
         return ClientPermissions(self.users.get(username, []), self._patterns_of(client_id, username))
 
     def _patterns_of(self, client_id: str, username: str | None) -> list[Rule]:
-        if re.search("[+#]", client_id + (username or "")):
-            return []  # would be a wildcard where one level is meant (CVE-2017-7650)
-        names = {"%c": client_id, "%u": username or ""}
-        return [
-            Rule(rule.right, re.sub("%[cu]", lambda match: names[match[0]], rule.topic_filter))
-            for rule in self.patterns
-            if username is not None or "%u" not in rule.topic_filter
-        ]
+        return filled_in(self.patterns, client_id, username)
+
+
+def filled_in(patterns: Iterable[Rule], client_id: str, username: str | None) -> list[Rule]:
+    """The rules of *patterns* that hold for this client, with its names in place of %c and %u."""
+    if re.search("[+#]", client_id + (username or "")):
+        return []  # would be a wildcard where one level is meant (CVE-2017-7650)
+    names = {"%c": client_id, "%u": username or ""}
+    return [
+        Rule(rule.right, re.sub("%[cu]", lambda match: names[match[0]], rule.topic_filter))
+        for rule in patterns
+        if username is not None or "%u" not in rule.topic_filter
+    ]
 
 
 class ClientPermissions:

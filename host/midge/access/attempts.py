@@ -4,7 +4,7 @@ Knows addresses and times, no user.
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address, ip_address
+from midge.core.addresses import network_of
 
 # s after which an address' failures are forgotten, counted from the first of them.
 WINDOW_S = 60.0
@@ -15,7 +15,8 @@ _ADDRESSES_MAX = 10_000
 
 class FailedLogins:
     """Failures per address. Past *limit* in a window (0: no limit), logins from there are refused
-    unchecked, also right ones: whoever guesses must not learn that a guess was right."""
+    unchecked, also right ones: whoever guesses must not learn that a guess was right. Of IPv6 the /64 counts;
+    this machine's own programs count as one."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -24,11 +25,11 @@ class FailedLogins:
     def is_refused(self, address: str, now: float) -> bool:
         if not self.limit:
             return False
-        since, count = self._by_address.get(_network(address), (now, 0))
+        since, count = self._by_address.get(_key(address), (now, 0))
         return count >= self.limit and now < since + WINDOW_S
 
     def add(self, address: str, now: float) -> None:
-        key = _network(address)
+        key = _key(address)
         since, count = self._by_address.get(key, (now, 0))
         if now >= since + WINDOW_S:
             del self._by_address[key]
@@ -38,13 +39,5 @@ class FailedLogins:
         self._by_address[key] = (since, count + 1)
 
 
-def _network(address: str) -> str:
-    """Without the port; of IPv6 the /64, since whoever has one address there has all of them."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        parsed = ip_address(host.partition("%")[0])
-    except ValueError:
-        return address  # a Unix socket's path, a serial line
-    if isinstance(parsed, IPv6Address):
-        return parsed.exploded[:19] if parsed.ipv4_mapped is None else str(parsed.ipv4_mapped)
-    return host
+def _key(address: str) -> str:
+    return network_of(address) or (address if address.startswith("unix:") else "this machine")

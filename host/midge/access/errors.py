@@ -4,4 +4,4 @@ Knows no file.
 
 
 class AccessFileError(Exception):
-    """A password or ACL file can't be used; the message names the file, and the line where there is one."""
+    """A file of users, rules or keys can't be used; the message names the file, and the line where there is one."""

@@ -1,4 +1,4 @@
-"""Mosquitto's password files: read, check, write.
+"""Mosquitto's password files: read, check, write; a SCRAM verifier may stand in place of a hash.
 Knows users and hashes, not who asks.
 """
 
@@ -16,6 +16,7 @@ from binascii import Error as Base64Error
 from pathlib import Path
 
 from midge.access.errors import AccessFileError
+from midge.access.scram import ITERATIONS, Verifier
 
 log = logging.getLogger("midge.access")
 
@@ -28,7 +29,8 @@ _SALT_BYTES = 12  # as mosquitto_passwd
 _PBKDF2 = re.compile(r"\$7\$(\d{1,9})\$([^$]+)\$([^$]+)")
 _SHA512 = re.compile(r"\$6\$([^$]+)\$([^$]+)")
 
-HASHES = ("sha512-pbkdf2", "sha512", "argon2id")
+# With the last a user can also log in by SCRAM-SHA-256, without showing the password. Mosquitto skips such lines.
+HASHES = ("sha512-pbkdf2", "sha512", "argon2id", "scram-sha-256")
 
 
 def verify(stored: str, password: bytes) -> bool:
@@ -43,6 +45,8 @@ def verify(stored: str, password: bytes) -> bool:
             made = hashlib.sha512(password + salt).digest()
         elif stored.startswith("$argon2id$"):
             return _verify_argon2(stored, password)
+        elif verifier := Verifier.parse(stored):
+            return verifier.verify(password)
         else:
             return False
     except (Base64Error, ValueError):
@@ -63,12 +67,23 @@ def _verify_argon2(stored: str, password: bytes) -> bool:
 def is_known(stored: str) -> bool:
     """Whether *stored* has the form of a hash that `verify` can check."""
     return bool(
-        _PBKDF2.fullmatch(stored) or _SHA512.fullmatch(stored) or re.match(r"\$argon2id\$v=\d+\$", stored)
+        _PBKDF2.fullmatch(stored)
+        or _SHA512.fullmatch(stored)
+        or re.match(r"\$argon2id\$v=\d+\$", stored)
+        or Verifier.parse(stored)
     )
 
 
-def make_hash(password: bytes, kind: str = "sha512-pbkdf2", iterations: int = PBKDF2_ITERATIONS) -> str:
-    """What stands for *password* in a file; *kind* is one of HASHES."""
+def default_iterations(kind: str) -> int:
+    return ITERATIONS if kind == "scram-sha-256" else PBKDF2_ITERATIONS
+
+
+def make_hash(password: bytes, kind: str = "sha512-pbkdf2", iterations: int = 0) -> str:
+    """What stands for *password* in a file; *kind* is one of HASHES; *iterations* 0: as many as is usual.
+    ValueError: SCRAM doesn't allow such a password."""
+    iterations = iterations or default_iterations(kind)
+    if kind == "scram-sha-256":
+        return str(Verifier.of(password, iterations))
     if kind == "argon2id":
         from argon2 import PasswordHasher
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from midge.access import passwords
 from midge.access.errors import AccessFileError
+from midge.access.scram import ITERATIONS
 
 # What CONNECT can hold (MQTT 5.0 §1.5.4).
 _USERNAME_BYTES_MAX = 65_535
@@ -20,6 +21,7 @@ examples:
   midge passwd -c passwd anna          a new file with one user; asks for the password
   midge passwd passwd board            add a user, or change the password
   midge passwd -b passwd board secret  the same without asking (others may see the command line)
+  midge passwd -H scram-sha-256 passwd anna   a user who may also log in by SCRAM-SHA-256 (MQTT 5.0's AUTH)
   midge passwd -D passwd anna          remove a user
 
 Then: [access] password_file = "passwd" in the broker's configuration, and SIGHUP to a running broker.
@@ -43,8 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         "-I",
         dest="iterations",
         type=int,
-        default=passwords.PBKDF2_ITERATIONS,
-        help="of sha512-pbkdf2 (default %(default)s)",
+        help=f"of sha512-pbkdf2 (default {passwords.PBKDF2_ITERATIONS}) and scram-sha-256 (default {ITERATIONS})",
     )
     parser.add_argument("file", metavar="FILE", type=Path)
     parser.add_argument("user", metavar="USER", nargs="?")
@@ -60,8 +61,10 @@ def run(argv: list[str]) -> int:
         parser.error("-U takes FILE alone" if options.upgrade else "USER is missing")
     if (options.password is not None) != options.batch:
         parser.error("-b needs PASSWORD" if options.batch else "PASSWORD on the command line needs -b")
-    if options.iterations < 1:
-        parser.error("-I must be at least 1")
+    if options.iterations is None:
+        options.iterations = passwords.default_iterations(options.hash)
+    elif options.iterations < (least := ITERATIONS if options.hash == "scram-sha-256" else 1):
+        parser.error(f"-I must be at least {least}")
     try:
         return _do(options)
     except AccessFileError as error:
@@ -82,7 +85,10 @@ def _do(options: argparse.Namespace) -> int:
     password = options.password if options.batch else _ask()
     if not password:
         return _fail("the passwords differ" if password is None else "the password is empty")
-    stored = passwords.make_hash(password.encode(), options.hash, options.iterations)
+    try:
+        stored = passwords.make_hash(password.encode(), options.hash, options.iterations)
+    except ValueError as error:
+        return _fail(f"not a password for {options.hash}: {error}")
     passwords.set_password(file, user, stored, options.create)
     return 0
 

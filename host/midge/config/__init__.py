@@ -4,13 +4,14 @@ Knows the meaning of each key, not how the parts carry it out.
 A new key is one line in `keys.py`: the checks, the errors, `--print-config` and docs/configuration.md follow it.
 """
 
+from midge.config.access import AccessSection, JwtSection
 from midge.config.bridges import Bridge, BridgeTopic
 from midge.config.errors import ConfigError
 from midge.config.keys import (
-    AccessSection,
     Config,
     LimitsSection,
     Listener,
+    ListenerLimits,
     StoreSection,
     SysSection,
 )
@@ -22,8 +23,10 @@ __all__ = [
     "BridgeTopic",
     "Config",
     "ConfigError",
+    "JwtSection",
     "LimitsSection",
     "Listener",
+    "ListenerLimits",
     "StoreSection",
     "SysSection",
     "load",

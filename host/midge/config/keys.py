@@ -9,12 +9,32 @@ from typing import Any, Literal
 
 from pydantic import PrivateAttr, field_validator, model_validator
 
-from midge.access import MAX_FAILED_LOGINS
+from midge.config.access import AccessSection, JwtSection
 from midge.config.bridges import Bridge
 from midge.config.section import Section, key
 from midge.core.limits import Limits
 
 _LIMITS = Limits()
+
+
+class ListenerLimits(Section):
+    """Bounds of one listener's connections, in place of those of [limits]; not set: as there."""
+
+    max_packet_size: int | None = key(None, "A whole packet from a client.", unit="bytes", ge=128, le=268_435_460)
+    receive_maximum: int | None = key(
+        None, "Messages of QoS 1 and 2 under way to us (5.0).", unit="messages", ge=1, le=65_535
+    )
+    max_inflight_messages: int | None = key(
+        None, "Messages of QoS 1 and 2 under way to one client.", unit="messages", ge=1, le=65_535
+    )
+    topic_alias_maximum: int | None = key(None, "Topic aliases, each way (5.0); 0: none.", ge=0, le=65_535)
+    max_keep_alive: int | None = key(None, "The longest keep alive.", unit="s", ge=1, le=65_535)
+    connect_timeout: int | None = key(
+        None, "From a connection to its CONNECT, and until it is let in.", unit="s", ge=1, le=3600
+    )
+    max_packets_per_second: int | None = key(None, "Packets from one connection; 0: no limit.", ge=0)
+    max_bytes_per_second: int | None = key(None, "Bytes from one connection; 0: no limit.", unit="bytes", ge=0)
+    max_subscriptions: int | None = key(None, "Subscriptions of one session.", ge=0)
 
 
 class Listener(Section):
@@ -51,8 +71,21 @@ class Listener(Section):
     allow_anonymous: bool | None = key(
         None, "Let clients in without a user name; not set: as [access] has it.", example=False
     )
+    password_file: str | None = key(
+        None, 'Its users, in place of those of [access]; "": none.', example="boards.passwd"
+    )
+    acl_file: str | None = key(None, 'Its rules, in place of those of [access]; "": none.', example="boards.acl")
+    jwt: JwtSection | Literal[False] | None = key(
+        None,
+        "Its tokens, in place of those of [access]; false: none.",
+        example={"key_file": "jwt.pem", "algorithms": ["RS256"]},
+    )
+    auth_hook: str | None = key(None, 'Its hook, in place of the one of [access]; "": none.', example="ldap")
     max_connections: int | None = key(
         None, "Connections to this listener; not set: only [limits] counts.", example=100, ge=1
+    )
+    limits: ListenerLimits | None = key(
+        None, "Bounds of its connections, in place of those of [limits].", example={"max_packet_size": 10_000}
     )
 
     @model_validator(mode="before")
@@ -99,31 +132,6 @@ class StoreSection(Section):
     )
 
 
-class AccessSection(Section):
-    """Who may connect, publish and subscribe. The files are Mosquitto's, as they are."""
-
-    allow_anonymous: bool | None = key(
-        None,
-        "Let clients in without a user name; not set: if there is no password_file, on listeners that only "
-        "this machine can reach.",
-        example=False,
-    )
-    password_file: str | None = key(
-        None,
-        "Users and their hashed passwords (midge passwd writes it), relative to this file.",
-        example="passwd",
-    )
-    acl_file: str | None = key(
-        None, "Who may do what with which topics, relative to this file.", example="acl"
-    )
-    max_failed_logins: int = key(
-        MAX_FAILED_LOGINS,
-        "Failed logins from one address in a minute; then logins from there are refused for the rest of it. "
-        "0: no limit.",
-        ge=0,
-    )
-
-
 class LimitsSection(Section):
     """Bounds of everything that a client could otherwise make grow."""
 
@@ -165,7 +173,7 @@ class LimitsSection(Section):
         le=65_535,
     )
     connect_timeout: int = key(
-        _LIMITS.connect_timeout, "From a connection to its CONNECT.", unit="s", ge=1, le=3600
+        _LIMITS.connect_timeout, "From a connection to its CONNECT, and until it is let in.", unit="s", ge=1, le=3600
     )
     max_session_expiry: int = key(
         _LIMITS.max_session_expiry,
@@ -181,6 +189,39 @@ class LimitsSection(Section):
         ge=1024,
     )
     max_connections: int = key(_LIMITS.max_connections, "Connections in total.", unit="connections", ge=1)
+    max_connections_per_address: int = key(
+        _LIMITS.max_connections_per_address,
+        "Of these, from one address (of IPv6, from one /64); this machine's own aren't counted.",
+        unit="connections",
+        ge=1,
+    )
+    max_packets_per_second: int = key(
+        _LIMITS.max_packets_per_second,
+        "Packets from one connection; who sends more is read from more slowly, and disconnected (0x96) when 10 s "
+        "ahead. 0: no limit.",
+        ge=0,
+    )
+    max_bytes_per_second: int = key(
+        _LIMITS.max_bytes_per_second, "The same in bytes; 0: no limit.", unit="bytes", ge=0
+    )
+    max_subscriptions: int = key(
+        _LIMITS.max_subscriptions, "Subscriptions of one session; more are refused (0x97).", ge=0
+    )
+    max_topic_levels: int = key(
+        _LIMITS.max_topic_levels,
+        "Levels of a topic name or filter; a name with more ends the connection (0x90), a filter is refused (0x8F).",
+        ge=1,
+        le=65_535,
+    )
+    max_retained_messages: int = key(
+        _LIMITS.max_retained_messages,
+        "Retained messages; more are refused (0x97; 3.1.1: the connection is closed).",
+        unit="messages",
+        ge=0,
+    )
+    max_retained_bytes: int = key(
+        _LIMITS.max_retained_bytes, "Their topics and payloads.", unit="bytes", ge=0
+    )
 
 
 class SysSection(Section):

@@ -11,16 +11,17 @@ One turn, for whoever owns the I/O:
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 
+from midge.core import admission
 from midge.core.access import Access
-from midge.core.aliases import SentAliases
+from midge.core.addresses import ConnectionCounts
 from midge.core.changes import Batch, Changes, Snapshot
 from midge.core.connection import Connection, Owner
 from midge.core.limits import Counters, Limits
 from midge.core.message import Message
-from midge.core.passage import BRIDGE, Passage
+from midge.core.passage import Passage
 from midge.core.retained import Retained
 from midge.core.routing import Routing, SharedGroup, Subscription, Target
 from midge.core.session import NEVER_EXPIRES, Session
@@ -32,8 +33,6 @@ from midge.protocol.reasons import ReasonCode
 _OWN_TOPICS = "$SYS/"
 # But for these: bridges tell of themselves, as Mosquitto's do.
 _BRIDGE_TOPICS = "$SYS/broker/connection/"
-# What the client identifiers of our own bridges start with; nobody from outside takes over their sessions.
-OWN_BRIDGES = "bridge/"
 
 
 class Broker:
@@ -47,7 +46,8 @@ class Broker:
         self.timers = Timers()
         self.sessions: dict[str, Session] = {}  # by client identifier
         self.connections: set[Connection] = set()  # all that are open, also before CONNECT
-        self.routing = Routing()
+        self.by_address = ConnectionCounts()
+        self.routing = Routing(limits.max_topic_levels)
         self.retained = Retained()
         self.passage = Passage()  # what has crossed bridges
         self.own_retained = Retained()  # below _OWN_TOPICS: never stored, and gone with the broker
@@ -58,16 +58,28 @@ class Broker:
 
     # -- turns --
 
-    def open(self, address: str, owner: Owner, now: float, access: Access | None = None) -> Connection:
-        """A new connection from *address* (for the log); *owner* does its I/O. *access* is who is asked
-        about this one, if not the broker's own."""
-        connection = Connection(self, address, owner, now, access or self.access)
+    def open(
+        self,
+        address: str,
+        owner: Owner,
+        now: float,
+        access: Access | None = None,
+        limits: Limits | None = None,
+    ) -> Connection:
+        """A new connection from *address*; *owner* does its I/O. *access* is who is asked about this one, and
+        *limits* are its bounds, if not the broker's own."""
+        connection = Connection(self, address, owner, now, access or self.access, limits)
         self.connections.add(connection)
-        connection.timer = self.timers.at(
-            now + self.limits.connect_timeout,
-            lambda _: connection.abort(f"no CONNECT within {self.limits.connect_timeout} s"),
-        )
+        timeout_s = connection.limits.connect_timeout
+        connection.timer = self.timers.at(now + timeout_s, connection.connect_due)
+        admission.count_in(self, connection)
         return connection
+
+    def set_limits(self, limits: Limits) -> None:
+        """Take over what has changed, also for connections and sessions that there are."""
+        for field in fields(limits):
+            setattr(self.limits, field.name, getattr(limits, field.name))
+        self.routing.set_max_levels(limits.max_topic_levels)
 
     def output_ready(self, connection: Connection) -> None:
         """*connection* has output, or is to be closed, at the end of this turn."""
@@ -100,62 +112,16 @@ class Broker:
 
     # -- connections and sessions --
 
-    def connect(self, connection: Connection, packet: p.Connect, now: float) -> None:
-        """CONNECT (MQTT 5.0 §3.1.4): the connection gets its session, or is refused."""
-        version = connection.version = 5 if packet.level == 5 else 4
-        limits = self.limits
-        client_id = packet.client_id
-        if not client_id:
-            if version != 5 and not packet.clean_start:
-                connection.refuse(
-                    ReasonCode.CLIENT_IDENTIFIER_NOT_VALID,
-                    "no client identifier, but a session to keep [MQTT-3.1.3-8]",
-                )
-                return
-            client_id = "midge-" + secrets.token_hex(8)  # [MQTT-3.1.3-6]
-        if client_id.startswith(OWN_BRIDGES) and not connection.is_trusted:
-            connection.refuse(
-                ReasonCode.CLIENT_IDENTIFIER_NOT_VALID, f"{client_id!a} is the name of a bridge of ours"
-            )
-            return
-        if "authentication_method" in (packet.properties or {}):
-            connection.refuse(
-                ReasonCode.BAD_AUTHENTICATION_METHOD,
-                "enhanced authentication, which we don't offer [MQTT-4.12.0-1]",
-            )
-            return
-        if len(self.connections) > limits.max_connections:
-            connection.refuse(
-                ReasonCode.SERVER_BUSY, f"max_connections ({limits.max_connections}) is reached"
-            )
-            return
-        access = connection.access
-        if access is None or connection.is_trusted:
-            self._admit(connection, packet, client_id, now)
-            return
-
-        def answer(reason: ReasonCode) -> None:
-            # Whoever answers may do so later; what matters of the time is when CONNECT came.
-            if connection.is_closing:
-                return
-            if reason == ReasonCode.SUCCESS:
-                self._admit(connection, packet, client_id, connection.last_received)
-            else:
-                cause = reason.name.lower().replace("_", " ")
-                connection.refuse(reason, f"client {client_id!a} not let in: {cause}")
-            connection.decided(connection.last_received)
-
-        connection.wait_for_decision()
-        access.connect(packet, connection.address, answer)
-
-    def _admit(self, connection: Connection, packet: p.Connect, client_id: str, now: float) -> None:
-        """The client may connect: give the connection its session."""
+    def take_in(
+        self, connection: Connection, packet: p.Connect, client_id: str, answer: p.Properties, now: float
+    ) -> None:
+        """The client may connect: give the connection its session. *answer* goes into CONNACK."""
         session = self._take_session(connection, client_id, packet.clean_start, now)
         is_present = session is not None
         if session is None:
             session = self._new_session(client_id)
         properties = packet.properties or {}
-        self._greet(connection, session, packet, is_present)
+        admission.greet(connection, session, packet, is_present, answer)
         self.set_permissions(connection, session)
         connection.session = session
         session.connection = connection
@@ -173,42 +139,6 @@ class Broker:
             self.on_admitted(connection)
         if is_present:
             session.resume(now)
-
-    def _greet(self, connection: Connection, session: Session, packet: p.Connect, is_present: bool) -> None:
-        """Take over what CONNECT says of the connection, and answer with CONNACK."""
-        limits = self.limits
-        connection.username = packet.username
-        connection.is_bridge = packet.is_bridge or any(
-            name == BRIDGE for name, _ in (packet.properties or {}).get("user_property", ())
-        )
-        connection.keep_alive_s = packet.keep_alive_s
-        answer: p.Properties = {}
-        if connection.version == 5:
-            asked = packet.properties or {}
-            # [MQTT-3.3.4-9]; a client that names none gets our window, as a 3.1.1 client does.
-            connection.window = min(
-                asked.get("receive_maximum", limits.max_inflight_messages), limits.max_inflight_messages
-            )
-            connection.max_packet_size = asked.get("maximum_packet_size", connection.max_packet_size)
-            if not packet.client_id:
-                answer["assigned_client_identifier"] = session.client_id
-            # A keep alive of 0 is none at all: more than any limit [MQTT-3.2.2-21].
-            if limits.max_keep_alive < (packet.keep_alive_s or 65_536) and limits.max_keep_alive < 65_535:
-                answer["server_keep_alive"] = connection.keep_alive_s = limits.max_keep_alive
-            if asked.get("session_expiry_interval", 0) > limits.max_session_expiry:
-                answer["session_expiry_interval"] = limits.max_session_expiry
-            answer["receive_maximum"] = limits.receive_maximum
-            answer["maximum_packet_size"] = limits.max_packet_size
-            answer["topic_alias_maximum"] = limits.topic_alias_maximum
-            if asked.get("request_response_information") == 1:  # [MQTT-3.1.2-28]
-                _add_response_information(answer, session.client_id)
-            aliases = min(asked.get("topic_alias_maximum", 0), limits.topic_alias_maximum)
-            if aliases:  # [MQTT-3.1.2-27]
-                connection.sent_aliases = SentAliases(aliases)
-        if connection.sent_aliases is None and "maximum_packet_size" not in (packet.properties or {}):
-            connection.plain_version = connection.version
-        connection.send(p.Connack(is_present, 0, answer))
-        connection.will = None if connection.is_closing else packet.will
 
     def _take_session(
         self, connection: Connection, client_id: str, clean_start: bool, now: float
@@ -238,7 +168,7 @@ class Broker:
         """Ask anew what the client may do: it has connected, or the rules have changed."""
         permissions = None
         if connection.access is not None and not connection.is_trusted:
-            permissions = connection.access.permissions(session.client_id, connection.username)
+            permissions = connection.access.permissions(session.client_id, connection.identity)
         if permissions is None and session.permissions is None:
             return
         session.permissions = permissions
@@ -270,7 +200,9 @@ class Broker:
 
     def connection_lost(self, connection: Connection, now: float) -> None:
         """The connection is closed on the socket's side; its session goes on without it, or ends."""
-        self.connections.discard(connection)
+        if connection in self.connections:
+            self.connections.remove(connection)
+            self.by_address.remove(connection.address)
         session = connection.session
         if session is not None and session.connection is connection:
             self._detach(connection, session, now)
@@ -299,7 +231,8 @@ class Broker:
         def publish(when: float) -> None:
             session.will_timer = None
             # Whether it may is asked now, as Mosquitto does it: the rules may have changed since CONNECT.
-            if self._session_may_publish(session, will.topic):
+            is_routed = will.topic.count("/") < self.limits.max_topic_levels
+            if is_routed and self._session_may_publish(session, will.topic):
                 self.publish(Message.with_properties(will, will.topic, when), session, when)
 
         if delay_s:
@@ -390,7 +323,7 @@ class Broker:
 
     def publish(self, message: Message, publisher: Session | None, now: float) -> int:
         """Route *message*; the number of sessions that get it. *publisher* None: the broker itself."""
-        route = self.routing.route(message.topic)
+        route = self.routing.route(message.topic)  # first: it refuses topic names with too many levels
         if publisher is not None and publisher.is_bridge:
             kept = self.retained.matching(message.topic) if message.retain else ()
             if not self.passage.admits(message, publisher, route.bridges, kept, now):
@@ -439,6 +372,24 @@ class Broker:
         elif session.connection is not None:
             session.connection.send_qos0(message, retain, target.identifiers, now)
 
+    def has_room_to_retain(self, message: Message) -> bool:
+        """Whether the limits allow *message* to be kept as its topic's retained message."""
+        retained, limits = self.retained, self.limits
+        size = message.size()
+        if retained.count < limits.max_retained_messages and retained.bytes + size <= limits.max_retained_bytes:
+            return True
+        if not message.payload:
+            return True  # it removes one
+        replaced = retained.find(message.topic)
+        if replaced is None and retained.count >= limits.max_retained_messages:
+            self.counters.meet("max_retained_messages")
+            return False
+        grows_by = size if replaced is None else size - replaced.size()
+        if grows_by > 0 and retained.bytes + grows_by > limits.max_retained_bytes:
+            self.counters.meet("max_retained_bytes")
+            return False
+        return True
+
     def _retain(self, message: Message) -> None:
         if message.topic.startswith(_OWN_TOPICS):
             if message.payload:
@@ -461,10 +412,19 @@ class Broker:
     def check_subscription(self, connection: Connection, topic_filter: str) -> ReasonCode | None:
         """The reason not to grant it; None: it may be granted."""
         session = connection.session
-        permissions = session.permissions if session is not None else None
-        if permissions is None or permissions.may_subscribe(topic_filter):
-            return None
-        return ReasonCode.NOT_AUTHORIZED
+        assert session is not None
+        permissions = session.permissions
+        if permissions is not None and not permissions.may_subscribe(topic_filter):
+            return ReasonCode.NOT_AUTHORIZED
+        if topic_filter.count("/") >= self.limits.max_topic_levels:
+            self.counters.meet("max_topic_levels")
+            return ReasonCode.TOPIC_FILTER_INVALID
+        if len(session.subscriptions) >= connection.limits.max_subscriptions and not (
+            topic_filter in session.subscriptions or connection.is_trusted
+        ):
+            self.counters.meet("max_subscriptions")
+            return ReasonCode.QUOTA_EXCEEDED
+        return None
 
     def subscribe(self, subscription: Subscription) -> bool:
         """Add, or replace the one to the same filter [MQTT-3.8.4-3]; True if it is a new one."""
@@ -548,10 +508,3 @@ class Broker:
         for connection in list(connections if connections is not None else self.connections):
             connection.close(ReasonCode.SERVER_SHUTTING_DOWN, "the broker is shutting down")
             connection.will = None  # the client did nothing wrong, and returns to its session
-
-
-def _add_response_information(answer: p.Properties, client_id: str) -> None:
-    """Where the client may have its responses sent (MQTT 5.0 §3.2.2.3.15): a topic name that is its own."""
-    topic = f"response/{client_id}"
-    if not ("+" in topic or "#" in topic):
-        answer["response_information"] = topic

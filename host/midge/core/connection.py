@@ -8,8 +8,11 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
+from midge.core import admission
+from midge.core.access import ANYBODY, Identity
 from midge.core.aliases import ReceivedAliases, SentAliases
 from midge.core.message import Message
+from midge.core.rate import DEBT_MAX_S, Rate, rate_of
 from midge.core.routing import Subscription
 from midge.protocol import packets as p
 from midge.protocol.decoder import Decoder
@@ -21,8 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from midge.core.access import Access
+    from midge.core.admission import Exchange
     from midge.core.broker import Broker
     from midge.core.changes import Changes
+    from midge.core.limits import Limits
     from midge.core.session import Delivery, Session
     from midge.core.timers import Timer
 
@@ -35,7 +40,7 @@ class Owner(Protocol):
         ...
 
     def hold_reading(self, hold: bool) -> None:
-        """Stop reading, or go on: the store can't keep up, or the client isn't let in yet."""
+        """Stop reading, or go on; called by `Connection.hold` alone."""
         ...
 
 
@@ -48,9 +53,19 @@ class _Gone:
 
 
 _GONE = _Gone()
+
+# Why a connection is not read from; bits of `Connection.holds`.
+HELD_BY_STORE, HELD_BY_ADMISSION, HELD_BY_RATE = 1, 2, 4
+
 _PACKET_ID = struct.Struct("!H")
 _PINGRESP = b"\xd0\x00"
 _UNLIMITED = 0xFFFF_FFFF
+_LIMIT_OF_ERROR = {
+    ReasonCode.PACKET_TOO_LARGE: "max_packet_size",
+    ReasonCode.RECEIVE_MAXIMUM_EXCEEDED: "receive_maximum",
+    ReasonCode.TOPIC_ALIAS_INVALID: "topic_alias_maximum",
+    ReasonCode.TOPIC_NAME_INVALID: "max_topic_levels",
+}
 
 
 class Connection:
@@ -68,6 +83,10 @@ class Connection:
         "broker",
         "close_reason",
         "decoder",
+        "exchange",
+        "expiry_timer",
+        "holds",
+        "identity",
         "is_bridge",
         "is_closing",
         "is_paused",
@@ -75,44 +94,62 @@ class Connection:
         "is_trusted",
         "keep_alive_s",
         "last_received",
+        "limits",
         "max_packet_size",
         "out",
         "output_bytes",
         "owner",
         "ping_timer",
         "plain_version",
+        "rate",
+        "rate_timer",
+        "receive_maximum",
+        "refusal",
         "sent_aliases",
         "session",
         "timer",
         "unacknowledged",
         "unreleased",
-        "username",
         "version",
         "will",
         "window",
     )
 
     def __init__(
-        self, broker: Broker, address: str, owner: Owner, now: float, access: Access | None = None
+        self,
+        broker: Broker,
+        address: str,
+        owner: Owner,
+        now: float,
+        access: Access | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.broker = broker
+        self.limits = limits = limits or broker.limits  # its listener's own, if it has any
         self.access = access  # who is asked whether the client may connect; None: nobody
         self.address = address
         self.owner: Owner = owner  # whoever does the I/O; the core only hands it back
-        self.decoder = Decoder("server", max_packet_size=broker.limits.max_packet_size)
+        self.decoder = Decoder("server", max_packet_size=limits.max_packet_size)
         self.session: Session | None = None  # set by CONNECT, cleared by `lost`
         self.version = 4  # wire format: 4 (also for 3) or 5; set by CONNECT
-        self.username: str | None = None
+        self.identity: Identity = ANYBODY  # who the client is; set when it is let in
+        self.refusal: tuple[ReasonCode, str] | None = None  # known at the start: the answer to its CONNECT
+        self.exchange: Exchange | None = None  # set by a CONNECT that asks for enhanced authentication
+        self.expiry_timer: Timer | None = None  # until then what let the client in is valid
+        self.holds = 0  # HELD_BY_...: set and cleared by `hold`
+        self.rate: Rate | None = rate_of(limits)
+        self.rate_timer: Timer | None = None  # until then nothing is read, for the rate's sake
         self.is_bridge = False
         self.is_trusted = False  # set by the owner: not asked who it is, nor what it may do
         self.will: p.Will | None = None  # set by CONNECT, cleared by DISCONNECT and once published
         self.keep_alive_s = 0
         self.last_received = now
         self.timer: Timer | None = None  # deadline of CONNECT, then of the keep alive
-        self.window = broker.limits.max_inflight_messages
+        self.window = limits.max_inflight_messages
+        self.receive_maximum = limits.receive_maximum  # as CONNACK says, also when the limits change later
         self.max_packet_size = _UNLIMITED  # bytes, the client's (5.0)
         self.plain_version = 0  # wire format if a PUBLISH of that format may be passed on as it is, else 0
-        self.aliases = ReceivedAliases(broker.limits.topic_alias_maximum)
+        self.aliases = ReceivedAliases(limits.topic_alias_maximum)
         self.sent_aliases: SentAliases | None = None  # set by CONNECT if the client allows any
         self._deferred: list[p.Packet | p.PublishRun] | None = None  # not None: CONNECT waits for an answer
         self.unacknowledged = 0  # QoS 1 messages whose PUBACK has not left yet
@@ -145,21 +182,65 @@ class Connection:
         self.broker.counters.bytes_received += len(data)
         packets = self.decoder.receive_data(data)
         self.broker.counters.messages_received += len(packets)
+        if self.rate is not None:
+            self._count(self.rate, packets, len(data), now)
         if self.session is None:
             self._handle_first(packets, now)
         else:
             self._handle(packets, now)
 
+    def set_limits(self, limits: Limits) -> None:
+        """They have changed. What CONNACK announced stays."""
+        self.limits = limits
+        self.rate = rate_of(limits)
+
+    def hold(self, why: int, is_held: bool) -> None:
+        """Stop reading from the client, or go on once there is no other reason to hold it."""
+        before = self.holds
+        self.holds = before | why if is_held else before & ~why
+        if bool(before) is not bool(self.holds):
+            self.owner.hold_reading(is_held)
+
+    def _count(self, rate: Rate, packets: list[p.Packet | p.PublishRun], size: int, now: float) -> None:
+        """Keep the client to its rate, chunk by chunk."""
+        count = len(packets)
+        for packet in packets:
+            if type(packet) is p.PublishRun:
+                count += packet.count - 1
+        wait_s, name = rate.take(count, size, now)
+        if not wait_s:
+            return
+        self.broker.counters.meet(name)
+        if wait_s > DEBT_MAX_S:
+            self.close(ReasonCode.MESSAGE_RATE_TOO_HIGH, f"{wait_s:.0f} s ahead of {name}")
+            return
+        if self.rate_timer is not None:
+            self.rate_timer.cancel()
+        self.hold(HELD_BY_RATE, True)
+        self.rate_timer = self.broker.timers.at(now + wait_s, self._rate_due)
+
+    def _rate_due(self, now: float) -> None:
+        self.rate_timer = None
+        self.hold(HELD_BY_RATE, False)
+
     def _handle_first(self, packets: list[p.Packet | p.PublishRun], now: float) -> None:
         """Before there is a session: CONNECT, and what may already follow it [MQTT-3.1.4-5 of 3.1.1]."""
-        if self._deferred is not None:
-            self._deferred += packets
-            return
-        self._handle(packets[:1], now)  # the decoder lets nothing but CONNECT come first
-        if self._deferred is not None:
-            self._deferred += packets[1:]
-        elif len(packets) > 1 and not self.is_closing:
-            self._handle(packets[1:], now)
+        for place, packet in enumerate(packets):  # the decoder lets nothing but CONNECT come first
+            if self._deferred is not None:
+                self._deferred += packets[place:]
+                return
+            if self.session is not None or self.is_closing:
+                self._handle(packets[place:], now)
+                return
+            if self.exchange is not None and type(packet) not in (p.Auth, p.Disconnect):
+                self.fail(ProtocolError(ReasonCode.PROTOCOL_ERROR, "not AUTH, but not let in yet [MQTT-3.1.2-30]"))
+                return
+            try:
+                _HANDLERS[type(packet)](self, packet, now)
+            except ProtocolError as error:
+                self.fail(error)
+        if self._deferred is None and not self.is_closing:
+            self._handle([], now)  # what couldn't be decoded
 
     def _handle(self, packets: list[p.Packet | p.PublishRun], now: float) -> None:
         try:
@@ -181,18 +262,21 @@ class Connection:
     def wait_for_decision(self) -> None:
         """Whether the client may connect is being found out: what it sends meanwhile is kept, unread."""
         self._deferred = []
-        self.owner.hold_reading(True)
+        self.hold(HELD_BY_ADMISSION, True)
 
     def decided(self, now: float) -> None:
         """The client is let in, or refused: go on with what it sent behind its CONNECT."""
         deferred, self._deferred = self._deferred, None
-        self.owner.hold_reading(False)
+        self.hold(HELD_BY_ADMISSION, False)
         if deferred is not None and not self.is_closing:
             self._handle(deferred, now)
 
     def fail(self, error: ProtocolError) -> None:
         """The peer broke a rule: tell it the reason where the protocol can (5.0 §4.13), and close."""
         self.broker.counters.protocol_errors += 1
+        limit = _LIMIT_OF_ERROR.get(error.reason_code)
+        if limit is not None:
+            self.broker.counters.meet(limit)
         if self.session is not None:
             self.close(error.reason_code, str(error))
             return
@@ -224,7 +308,7 @@ class Connection:
         self.owner = _GONE  # so that neither keeps the other until the garbage collector comes
         self.out.clear()
         self._held.clear()
-        for timer in (self.timer, self.ping_timer):
+        for timer in (self.timer, self.ping_timer, self.expiry_timer, self.rate_timer):
             if timer is not None:
                 timer.cancel()
         self.broker.connection_lost(self, now)
@@ -358,7 +442,7 @@ class Connection:
     def _on_connect(self, packet: p.Connect, now: float) -> None:
         if self.session is not None or self._deferred is not None:
             raise ProtocolError(ReasonCode.PROTOCOL_ERROR, "second CONNECT [MQTT-3.1.0-2]")
-        self.broker.connect(self, packet, now)
+        admission.connect(self.broker, self, packet, now)
 
     def refuse(self, reason_code: ReasonCode, reason: str) -> None:
         """Answer CONNECT with a refusal and close [MQTT-3.2.2-7]."""
@@ -379,14 +463,17 @@ class Connection:
             if broker.may_publish(self, topic):
                 broker.counters.publish_received += 1
                 broker.counters.publish_bytes_received += len(packet.payload)
-                broker.publish(Message.published(packet, topic, now, self.version), session, now)
+                message = Message.published(packet, topic, now, self.version)
+                if message.retain and not broker.has_room_to_retain(message):
+                    message.retain = False  # QoS 0 can't be refused: passed on, not kept
+                broker.publish(message, session, now)
             return
         packet_id = packet.packet_id
         if qos == 2 and packet_id in session.received:
             self._acknowledge(b"\x50", packet_id)  # a duplicate: answered, not routed [MQTT-4.3.3-10]
             self._rests = self._rests or session.changes is not None
             return
-        if self.unacknowledged + self.unreleased >= broker.limits.receive_maximum and self.version == 5:
+        if self.unacknowledged + self.unreleased >= self.receive_maximum and self.version == 5:
             raise ProtocolError(ReasonCode.RECEIVE_MAXIMUM_EXCEEDED, "more than Receive Maximum under way")
         kind = b"\x40" if qos == 1 else b"\x50"
         if not broker.may_publish(self, topic):
@@ -396,6 +483,9 @@ class Connection:
         broker.counters.publish_received += 1
         broker.counters.publish_bytes_received += len(packet.payload)
         message = Message.published(packet, topic, now, self.version)
+        if message.retain and not (broker.has_room_to_retain(message) or self.is_trusted):
+            self._refuse_publish(kind, packet_id, ReasonCode.QUOTA_EXCEEDED, "no room for another retained message")
+            return
         matched = broker.publish(message, session, now)
         if qos == 2:
             session.receive(packet_id)
@@ -405,6 +495,13 @@ class Connection:
         if message.key or (qos == 2 and session.changes is not None):
             self._rests = True
         self._acknowledge(kind, packet_id, 0 if matched else ReasonCode.NO_MATCHING_SUBSCRIBERS)
+
+    def _refuse_publish(self, kind: bytes, packet_id: int, reason_code: ReasonCode, reason: str) -> None:
+        """QoS 1 and 2. 3.1.1 has no answer but success: the connection is closed, and nothing acknowledged."""
+        if self.version == 5:
+            self._acknowledge(kind, packet_id, reason_code)
+        else:
+            self.close(reason_code, reason)
 
     def _acknowledge(self, kind: bytes, packet_id: int, reason_code: int = 0) -> None:
         if reason_code and self.version == 5:
@@ -504,6 +601,9 @@ class Connection:
             self.send_pingresp()
 
     def _on_disconnect(self, packet: p.Disconnect, now: float) -> None:
+        if self.session is None:  # while its enhanced authentication is under way
+            self.abort("disconnected by the client before it was let in")
+            return
         session = self._session()
         expiry_s = (packet.properties or {}).get("session_expiry_interval")
         if expiry_s is not None:
@@ -518,7 +618,7 @@ class Connection:
         self.abort("disconnected by the client")
 
     def _on_auth(self, packet: p.Auth, now: float) -> None:
-        raise ProtocolError(ReasonCode.PROTOCOL_ERROR, "AUTH without enhanced authentication [MQTT-4.12.0-6]")
+        admission.receive_auth(self.broker, self, packet, now)
 
     def _session(self) -> Session:
         session = self.session
@@ -527,6 +627,13 @@ class Connection:
         return session
 
     # -- time --
+
+    def connect_due(self, now: float) -> None:
+        """The deadline for CONNECT, and for whoever decides about it, has come."""
+        self.timer = None
+        self.broker.counters.meet("connect_timeout")
+        what = "no CONNECT" if self.exchange is None and self._deferred is None else "not let in"
+        self.abort(f"{what} within {self.limits.connect_timeout} s")
 
     def watch_keep_alive(self, now: float) -> None:
         """Arm the keep alive's deadline: one and a half times the interval [MQTT-3.1.2-22]."""
@@ -538,6 +645,8 @@ class Connection:
 
     def _keep_alive_due(self, now: float) -> None:
         # Packets only note their time; the deadline moves when it comes, not with each packet.
+        if self.holds:
+            self.last_received = now  # it is we who don't read
         due = self.last_received + self.keep_alive_s * 1.5
         if now < due:
             self.timer = self.broker.timers.at(due, self._keep_alive_due)

@@ -34,7 +34,8 @@ class Limits:
     # s; a client that asks for more is told in CONNACK (5.0). 65,535 is all that CONNECT can ask for.
     max_keep_alive: int = 65_535
 
-    # s between a connection and its CONNECT. Mosquitto has none by default; NATS 2 s, EMQX 15 s.
+    # s between a connection and its CONNECT, and until it is let in. Mosquitto has none by default; NATS 2 s,
+    # EMQX 15 s.
     connect_timeout: int = 5
 
     # s that the session of an absent client is kept at most; 0xFFFFFFFF: for ever, as 3.1.1 has it.
@@ -46,6 +47,45 @@ class Limits:
 
     # connections in total. Most systems allow 1,024 file descriptors to a process without being asked.
     max_connections: int = 10_000
+    # of these, from one address; of IPv6 from one /64. This machine's own aren't counted. Room for all boards
+    # behind one router; ten of such can't lock out the rest. Mosquitto, EMQX: no limit.
+    max_connections_per_address: int = 1000
+
+    # packets and bytes per second from one connection, over any second or so; 0: no limit. Who sends more is
+    # read from more slowly, and disconnected (0x96) once it is RATE_DEBT_MAX_S ahead. Off, as in Mosquitto and
+    # EMQX: memory is bounded without them, and no figure fits both a meter and a camera.
+    max_packets_per_second: int = 0
+    max_bytes_per_second: int = 0
+
+    # subscriptions of one session. Each is about 500 bytes. Mosquitto, EMQX: no limit.
+    max_subscriptions: int = 10_000
+
+    # levels of a topic name or filter. Mosquitto: 200, fixed; EMQX: 128. Each is a node of a trie, 200 bytes.
+    max_topic_levels: int = 200
+
+    # retained messages, and bytes of their topics and payloads. Mosquitto, EMQX: no limit. Past it what would
+    # need more room is refused (0x97); what replaces or removes a message is not.
+    max_retained_messages: int = 1_000_000
+    max_retained_bytes: int = 1_000_000_000
+
+
+# Those whose excess is refused. What exceeds the others is dropped, which has counters of its own, waits (the
+# windows), or is said in CONNACK.
+COUNTED_LIMITS = (
+    "max_packet_size",
+    "receive_maximum",
+    "topic_alias_maximum",
+    "connect_timeout",
+    "max_connections",
+    "max_connections_per_address",
+    "max_failed_logins",  # of [access]
+    "max_packets_per_second",
+    "max_bytes_per_second",
+    "max_subscriptions",
+    "max_topic_levels",
+    "max_retained_messages",
+    "max_retained_bytes",
+)
 
 
 class Counters:
@@ -58,6 +98,7 @@ class Counters:
         "dropped_expired",
         "dropped_output_full",
         "dropped_queue_full",
+        "limits_met",
         "messages_received",
         "messages_sent",
         "protocol_errors",
@@ -89,6 +130,11 @@ class Counters:
         self.dropped_queue_full = 0  # QoS 1 and 2: the oldest of a full queue
         self.dropped_output_full = 0  # QoS 0: to a connection that does not read
         self.dropped_expired = 0  # messages whose Message Expiry Interval passed in a queue
+
+        self.limits_met = dict.fromkeys(COUNTED_LIMITS, 0)  # how often, by the limit's name
+
+    def meet(self, limit: str) -> None:
+        self.limits_met[limit] += 1
 
     @property
     def dropped(self) -> int:

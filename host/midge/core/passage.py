@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MARK = "midge-passage"
 # The user property by which CONNECT says in 5.0 that it is a bridge's; 3.1.1 has the protocol level's high bit.
 BRIDGE = "midge-bridge"
+# What the client identifiers of our own bridges start with; nobody from outside takes over their sessions.
+OWN_BRIDGES = "bridge/"
 
 # Marks that are remembered, about 250 bytes each. The two ways round a ring differ by what is under way on
 # one of them: a window, or a queue that waits for a link (max_queued_messages is 1000).

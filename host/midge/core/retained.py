@@ -42,6 +42,15 @@ class Retained:
         self.bytes += message.size()
         return replaced
 
+    def find(self, topic: str) -> Message | None:
+        """The message of *topic*."""
+        node: _Node | None = self._root
+        for level in topic.split("/"):
+            if node is None:
+                return None
+            node = node.children.get(level)
+        return None if node is None else node.message
+
     def remove(self, topic: str) -> Message | None:
         """Forget the message of *topic* [MQTT-3.3.1-6]; the message that was there."""
         node = self._root

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from midge.core.limits import Limits
+from midge.protocol.errors import ProtocolError
+from midge.protocol.reasons import ReasonCode
 from midge.protocol.topics import split_shared
 
 if TYPE_CHECKING:
@@ -128,8 +131,9 @@ class _Node:
 class Routing:
     """All subscriptions of all sessions."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_levels: int = Limits().max_topic_levels) -> None:
         self._root = _Node()
+        self._max_levels = max_levels  # of topic names that are routed
         self._routes: dict[str, Route] = {}
         self.count = 0  # subscriptions
         self.shared_count = 0  # of them, those with a share name
@@ -190,7 +194,7 @@ class Routing:
         return None if node is None or share_name is None else node.groups.get(share_name)
 
     def route(self, topic: str) -> Route:
-        """Who gets a message on *topic* (a valid topic name)."""
+        """Who gets a message on *topic* (a valid topic name). ProtocolError: it has too many levels."""
         route = self._routes.get(topic)
         if route is None:
             route = self._route(topic)
@@ -199,11 +203,19 @@ class Routing:
             self._routes[topic] = route
         return route
 
+    def set_max_levels(self, max_levels: int) -> None:
+        self._max_levels = max_levels
+        self._routes.clear()
+
     def forget_routes(self) -> None:
         """What a session may read has changed: work out the routes anew."""
         self._routes.clear()
 
     def _route(self, topic: str) -> Route:
+        if topic.count("/") >= self._max_levels:
+            raise ProtocolError(
+                ReasonCode.TOPIC_NAME_INVALID, f"a topic name of more than max_topic_levels ({self._max_levels})"
+            )
         by_session: dict[Session, list[Subscription]] = {}
         groups: list[SharedGroup] = []
         for node in self._matches(topic):

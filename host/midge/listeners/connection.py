@@ -8,10 +8,12 @@ import asyncio
 import logging
 from typing import cast
 
+from midge.core import admission
 from midge.core.broker import Broker
 from midge.core.timers import Timer
 from midge.listeners.door import Door
 from midge.listeners.turns import Turns
+from midge.protocol.reasons import ReasonCode
 
 log = logging.getLogger("midge.connection")
 
@@ -36,19 +38,19 @@ class ClientConnection:
         "_broker",
         "_close_timer",
         "_core",
-        "_door",
         "_is_held",
         "_is_reading",
         "_transport",
         "_turns",
         "access",
+        "door",
     )
 
     def __init__(self, broker: Broker, turns: Turns, door: Door, address: str | None = None) -> None:
         """*address*: of the client, where the transport knows only a proxy's."""
         self._broker = broker
         self._turns = turns
-        self._door = door
+        self.door = door
         self._address = address
         self._is_held = False  # the store can't keep up; set and cleared by the server
         self._is_reading = True
@@ -59,13 +61,15 @@ class ClientConnection:
         # uvloop's transports have the methods of asyncio.Transport without being its subclasses.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_HIGH)
-        self.access = self._door.access_of(transport)
+        self.access = self.door.access_of(transport)
         access = None if self.access.is_open else self.access
-        self._core = self._broker.open(self._address or _address(transport), self, now, access)
+        address = self._address or _address(transport)
+        self._core = self._broker.open(address, self, now, access, self.door.limits)
         self._broker.counters.sockets += 1
-        self._door.connections += 1
-        if self._door.is_full:
-            self._core.abort(f"refused: max_connections of this listener ({self._door.max_connections}) is reached")
+        self.door.connections += 1
+        limit = self.door.max_connections
+        if limit is not None:
+            admission.bound(self._core, "max_connections", self.door.connections, limit, ReasonCode.SERVER_BUSY)
 
     def data_received(self, data: bytes) -> None:
         core = self._core
@@ -84,7 +88,7 @@ class ClientConnection:
         log.info("%s: %s", core, reason)
         if self._close_timer is not None:
             self._close_timer.cancel()  # else it would keep all of this connection for its whole time
-        self._door.connections -= 1
+        self.door.connections -= 1
         core.lost(self._turns.begin())
 
     def flush(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from midge.core.access import Answer, Authenticator, Identity
 from midge.protocol import packets as p
 from midge.protocol.encoder import encode
 from midge.protocol.reasons import ReasonCode
@@ -16,14 +17,20 @@ class Door:
     """Answers when the test says so; nobody may use topics that start with "secret" or `hidden`."""
 
     def __init__(self) -> None:
-        self.waiting: list[Callable[[ReasonCode], None]] = []
+        self.waiting: list[Callable[..., None]] = []
         self.hidden = "hidden"
 
-    def connect(self, connect: p.Connect, address: str, answer: Callable[[ReasonCode], None]) -> None:
-        self.waiting.append(answer)
+    def connect(self, connect: p.Connect, address: str, answer: Answer) -> None:
+        def decide(reason: ReasonCode, identity: Identity | None = None) -> None:
+            answer(reason, identity or Identity(connect.username))
 
-    def permissions(self, client_id: str, username: str | None) -> Rules | None:
-        return None if username == "root" else Rules(self)
+        self.waiting.append(decide)
+
+    def authenticator(self, method: str, address: str) -> Authenticator | None:
+        return None
+
+    def permissions(self, client_id: str, identity: Identity) -> Rules | None:
+        return None if identity.username == "root" else Rules(self)
 
 
 class Rules:
