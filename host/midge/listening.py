@@ -5,6 +5,8 @@ Knows each kind of listener, not what is done with a connection.
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 import ssl
 from collections.abc import Callable
 from functools import partial
@@ -61,7 +63,7 @@ class OpenListener:
                 self._context,
                 self._config.limits.connect_timeout,
             )
-            self.address = f"mqtt{'s' if self._context else ''}://{_host(section.bind)}:{port}"
+            self.address = f"mqtt{'s' if self._context else ''}://{host_of_url(section.bind)}:{port}"
 
     async def _start_websocket(self) -> None:
         from midge.listeners.websocket import WebSocketListener
@@ -71,7 +73,7 @@ class OpenListener:
         message_max = 2 * self._config.limits.max_packet_size + 65_536
         self._websocket = listener = WebSocketListener(self._protocol, section.path, message_max)
         port = await listener.start(section.bind, section.port, self._context)
-        self.address = f"ws{'s' if self._context else ''}://{_host(section.bind)}:{port}{section.path}"
+        self.address = f"ws{'s' if self._context else ''}://{host_of_url(section.bind)}:{port}{section.path}"
 
     def _protocol(self) -> asyncio.Protocol:
         if self.section.proxy_protocol:
@@ -104,5 +106,23 @@ class OpenListener:
             await self._websocket.stop()
 
 
-def _host(bind: str) -> str:
+def host_of_url(bind: str) -> str:
     return f"[{bind}]" if ":" in bind else bind
+
+
+# What to do about it, by errno.
+_ADVICE = {
+    errno.EADDRINUSE: "another program listens there: stop it, or choose another port",
+    errno.EACCES: "this user may not: ports below 1024 are root's; choose another port, or let systemd give the "
+    "right (AmbientCapabilities=CAP_NET_BIND_SERVICE)",
+    errno.EADDRNOTAVAIL: "this machine has no such address: bind one that it has, or 0.0.0.0 for all",
+}
+
+
+def cannot_listen(where: str, error: OSError) -> OSError:
+    """*error* as a user reads it: where, why, what to do. *where* is an address or a socket's path."""
+    if error.filename and error.filename != where:  # a certificate's
+        return OSError(f"can't listen on {where}: {error.filename}: {error.strerror or error}")
+    if isinstance(error, socket.gaierror):
+        return OSError(f"can't listen on {where}: no address is known by that name: bind an address of this machine")
+    return OSError(f"can't listen on {where}: {_ADVICE.get(error.errno or 0) or error.strerror or error}")

@@ -9,7 +9,7 @@ import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from midge.access import Desk
 from midge.admitting import RulesLoader, allows_anonymous, limits_of
@@ -20,13 +20,16 @@ from midge.config import Config, ConfigError, Listener
 from midge.core.broker import Broker
 from midge.core.changes import Batch
 from midge.core.connection import HELD_BY_STORE, Connection
-from midge.listeners.connection import ClientConnection
+from midge.listeners.connection import ClientConnection, log_admitted
 from midge.listeners.door import Door
 from midge.listeners.turns import Turns
-from midge.listening import OpenListener
+from midge.listening import OpenListener, cannot_listen, host_of_url
 from midge.protocol.reasons import ReasonCode
 from midge.store import Store, StoreError, open_store
 from midge.systopics import SysTopics
+
+if TYPE_CHECKING:
+    from midge.monitoring import Monitoring
 
 log = logging.getLogger("midge.server")
 
@@ -50,10 +53,12 @@ class Server:
         network without asking anybody who they are, or a file that it names can't be used."""
         self.config = config
         self.addresses: list[str] = []  # "mqtt://127.0.0.1:1883", one per listener, once started
+        self.monitoring_address = ""  # "http://127.0.0.1:9883", once started, if it is asked for
         check_access(config)
         self._store: Store | None = open_store(config.store.path, config.store.durability, directory)
         self.broker = Broker(config.core_limits(), is_durable=self._store is not None)
         self.broker.passage.on_loop = _tell_loop
+        self.broker.on_admitted = log_admitted
         self._hashing = ThreadPoolExecutor(_HASHING_THREADS, "passwords")
         self._desk = Desk(self._hashing, self.end_turn_soon)
         self._loader = RulesLoader(config)
@@ -73,6 +78,9 @@ class Server:
         self._bridges: list[Bridge] = []
         self._sys_topics = SysTopics(self.broker)
         self._sys_timer: asyncio.TimerHandle | None = None
+        self._monitoring: Monitoring | None = None
+        self._phase = "it is starting"  # "" while clients are served; set by `start` and `stop`
+        self._store_problem = ""  # set by a write that failed, cleared by the next that didn't
 
     async def start(self) -> None:
         """Load the store, then listen. StoreError, OSError: one of them can't be had."""
@@ -86,12 +94,34 @@ class Server:
             except OSError as error:
                 section = listener.section
                 where = section.path if section.type == "unix" else f"{section.bind}:{section.port}"
-                file = f"{error.filename}: " if error.filename and error.filename != section.path else ""
-                raise OSError(f"can't listen on {where}: {file}{error.strerror or error}") from error
+                raise cannot_listen(where, error) from error
             self.addresses.append(listener.address)
         for bridge in self.config.bridge:
             self._start_bridge(bridge)
         self._update_sys()
+        if self.config.http.port is not None:
+            await self._start_monitoring(self.config.http.bind, self.config.http.port)
+        self._phase = ""
+
+    @property
+    def problem(self) -> str:
+        """Why the broker can't do its work at the moment; "" if it can."""
+        return self._phase or self._store_problem
+
+    async def _start_monitoring(self, bind: str, port: int) -> None:
+        from midge.monitoring import Monitoring
+
+        monitoring = Monitoring(
+            self.broker,
+            lambda: [(bridge.section.name, bridge.is_connected) for bridge in self._bridges],
+            lambda: self.problem,
+        )
+        try:
+            port = await monitoring.start(bind, port)
+        except OSError as error:
+            raise cannot_listen(f"{bind}:{port}", error) from error
+        self._monitoring = monitoring
+        self.monitoring_address = f"http://{host_of_url(bind)}:{port}"
 
     def _start_bridge(self, section: BridgeSection) -> None:
         bridge = Bridge(section, self.broker, self.end_turn_soon, self.now, self._tell_bridge)
@@ -117,6 +147,7 @@ class Server:
         """Take over users, rules, certificates, limits and bridges of *config*; clients that would no longer
         be let in are disconnected. ConfigError: it can't be used, and nothing was changed but certificates."""
         check_access(config)
+        self._warn_of_what_stays(config)
         sections = [listener.section for listener in self._listeners]
         if [_place(section) for section in config.listener] != [_place(section) for section in sections]:
             log.warning("listeners are added, moved and removed only by a restart")
@@ -147,6 +178,11 @@ class Server:
             self._restart_sys()
         self.end_turn_soon()
 
+    def _warn_of_what_stays(self, config: Config) -> None:
+        for name in ("store", "http"):
+            if getattr(config, name) != getattr(self.config, name):
+                log.warning("[%s] has changed: that takes a restart", name)
+
     def _ask_again(self) -> None:
         """Users, rules and limits have changed: look again at who is connected."""
         for connection in list(self.broker.connections):
@@ -164,6 +200,7 @@ class Server:
 
     async def stop(self) -> None:
         """Tell the clients, write what is unwritten, close."""
+        self._phase = "it is stopping"
         for listener in self._listeners:
             listener.close()
         for bridge in self._bridges:
@@ -249,7 +286,9 @@ class Server:
             except StoreError as error:
                 # Nothing of it is acknowledged; the clients wait, and publishers are held (see above).
                 log.error("%s; trying again in %s s", error, _RETRY_S)
+                self._store_problem = f"the store can't be written: {error}"
                 await asyncio.sleep(_RETRY_S)
+        self._store_problem = ""
         if self._waits:
             self.broker.committed(batch.number)
         elif self.config.store.durability == "interval":

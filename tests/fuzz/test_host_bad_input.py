@@ -89,7 +89,7 @@ class Shelled:
         output = self.broker.output()
         assert not re.findall(r"Traceback(?:.*\n)+?\S*Error.*", output)
         found: dict[int, list[str]] = {}
-        for port, reason in re.findall(r" INFO .*?127\.0\.0\.1:(\d+): (.*)", output):
+        for port, reason in re.findall(r" INFO .*?127\.0\.0\.1:(\d+): (?!connected, )(.*)", output):
             found.setdefault(int(port), []).append(reason)
         missing = [port for port, times in self._ports.items() if len(found.get(port, [])) < times]
         assert not missing, f"{len(missing)} of {self._ports.total()} closed connections are not in the log"

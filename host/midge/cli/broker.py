@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from midge import logs
 from midge.checks import check
 from midge.config import Config, ConfigError, load, parse
 
@@ -58,9 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
-        default="info",
         metavar="L",
         help="debug, info (default), warning or error",
+    )
+    parser.add_argument(
+        "--log-format", choices=("text", "json"), metavar="F", help="text (default) or json: an object a line"
     )
     return parser
 
@@ -73,11 +76,10 @@ def run(argv: list[str]) -> int:
 
         print(toml(), end="")
         return 0
-    logging.basicConfig(
-        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
+    logs.set_up(options.log_level or "info", options.log_format or "text")
     try:
         config = _configure(options)
+        logs.set_up(config.log.level, config.log.format)
         directory = _data_directory(options)
         if options.check:
             check(config, directory)
@@ -103,6 +105,10 @@ def _configure(options: argparse.Namespace) -> Config:
         data["store"]["path"] = ":memory:"
     if options.allow_anonymous is not None:
         data["access"]["allow_anonymous"] = True
+    if options.log_level is not None:
+        data["log"]["level"] = options.log_level
+    if options.log_format is not None:
+        data["log"]["format"] = options.log_format
     return parse(data, "command line", options.config.parent if options.config else Path())
 
 
@@ -123,7 +129,9 @@ async def _reload_when(changed: asyncio.Event, server: Server, options: argparse
         changed.clear()
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            await server.reload(_configure(options))
+            config = _configure(options)
+            await server.reload(config)
+            logs.set_up(config.log.level, config.log.format)
             log.info("configuration reloaded")
         except ConfigError as error:
             log.error("not reloaded: %s", error)
@@ -162,6 +170,8 @@ def _run(config: Config, directory: Path, options: argparse.Namespace) -> int:
         loop.add_signal_handler(signal.SIGHUP, changed.set)
         for address in server.addresses:
             print(f"listening on {address}", flush=True)
+        if server.monitoring_address:
+            print(f"monitoring on {server.monitoring_address}", flush=True)
         notify("READY=1")
         reloading = loop.create_task(_reload_when(changed, server, options))
         await stopped.wait()

@@ -9,9 +9,11 @@ from midge.config.bridges import Bridge, BridgeTopic
 from midge.config.errors import ConfigError
 from midge.config.keys import (
     Config,
+    HttpSection,
     LimitsSection,
     Listener,
     ListenerLimits,
+    LogSection,
     StoreSection,
     SysSection,
 )
@@ -23,10 +25,12 @@ __all__ = [
     "BridgeTopic",
     "Config",
     "ConfigError",
+    "HttpSection",
     "JwtSection",
     "LimitsSection",
     "Listener",
     "ListenerLimits",
+    "LogSection",
     "StoreSection",
     "SysSection",
     "load",

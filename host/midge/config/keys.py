@@ -232,6 +232,21 @@ class SysSection(Section):
     )
 
 
+class HttpSection(Section):
+    """For monitoring: /metrics (Prometheus), /healthz and /readyz. Off until a port is set; it asks nobody
+    who they are, so bind it where only monitoring gets."""
+
+    bind: str = key("127.0.0.1", "The address to listen on.")
+    port: int | None = key(None, "The TCP port; 0: the system chooses; not set: off.", example=9883, ge=0, le=65_535)
+
+
+class LogSection(Section):
+    """The log, on standard error. The options --log-level and --log-format come before these."""
+
+    level: Literal["debug", "info", "warning", "error"] = key("info", "What is worth a line.")
+    format: Literal["text", "json"] = key("text", '"json": one object a line, for programs.')
+
+
 class Config(Section):
     """The whole file."""
 
@@ -240,6 +255,8 @@ class Config(Section):
     access: AccessSection = AccessSection()
     limits: LimitsSection = LimitsSection()
     sys: SysSection = SysSection()
+    http: HttpSection = HttpSection()
+    log: LogSection = LogSection()
     bridge: list[Bridge] = key([], "")
     _directory: Path = PrivateAttr(default=Path())  # where the file is
 

@@ -10,9 +10,11 @@ from typing import cast
 
 from midge.core import admission
 from midge.core.broker import Broker
+from midge.core.connection import Connection
 from midge.core.timers import Timer
 from midge.listeners.door import Door
 from midge.listeners.turns import Turns
+from midge.logs import about
 from midge.protocol.reasons import ReasonCode
 
 log = logging.getLogger("midge.connection")
@@ -63,7 +65,7 @@ class ClientConnection:
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_HIGH)
         self.access = self.door.access_of(transport)
         access = None if self.access.is_open else self.access
-        address = self._address or _address(transport)
+        address = self._address or address_of(transport)
         self._core = self._broker.open(address, self, now, access, self.door.limits)
         self._broker.counters.sockets += 1
         self.door.connections += 1
@@ -85,7 +87,9 @@ class ClientConnection:
         reason = core.close_reason or (
             f"connection lost: {exc}" if exc else "connection closed by the client"
         )
-        log.info("%s: %s", core, reason)
+        if log.isEnabledFor(logging.INFO):
+            client = None if core.session is None else core.session.client_id
+            log.info("%s", reason, extra=about(client, core.address, event="disconnected"))
         if self._close_timer is not None:
             self._close_timer.cancel()  # else it would keep all of this connection for its whole time
         self.door.connections -= 1
@@ -142,8 +146,34 @@ class ClientConnection:
             self._transport.pause_reading()
 
 
-def _address(transport: asyncio.BaseTransport) -> str:
+_VERSIONS = {3: "3.1", 4: "3.1.1", 5: "5.0"}
+
+
+def log_admitted(connection: Connection) -> None:
+    """`Broker.on_admitted`."""
+    if not log.isEnabledFor(logging.INFO) or not isinstance(connection.owner, ClientConnection):
+        return
+    session = connection.session
+    assert session is not None
+    user, keep_alive_s = connection.username, connection.keep_alive_s
+    version = _VERSIONS.get(connection.decoder.version or 4, "")
+    fields = about(
+        session.client_id,
+        connection.address,
+        event="connected",
+        mqtt=version,
+        user=user,
+        keep_alive_s=keep_alive_s,
+        is_bridge=connection.is_bridge,
+    )
+    bridge = ", a bridge" if connection.is_bridge else ""
+    who = "" if user is None else f", user {user}"
+    log.info("connected, MQTT %s%s, keep alive %d s%s", version, bridge, keep_alive_s, who, extra=fields)
+
+
+def address_of(transport: asyncio.BaseTransport) -> str:
+    """Of the peer: `192.0.2.1:50123`, `[2001:db8::1]:50123`, `unix:PATH`."""
     peer = transport.get_extra_info("peername")
     if isinstance(peer, tuple):
-        return f"{peer[0]}:{peer[1]}"
+        return f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
     return f"unix:{transport.get_extra_info('sockname') or ''}"

@@ -11,6 +11,9 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import cast
 
+from midge.listeners.connection import address_of
+from midge.logs import about
+
 log = logging.getLogger("midge.connection")
 
 _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
@@ -74,7 +77,8 @@ class ProxyHeader(asyncio.Protocol):
         try:
             found = parse_header(self._received)
         except ProxyError as error:
-            log.info("%s: refused: %s", self._transport.get_extra_info("peername"), error)
+            peer = address_of(self._transport)
+            log.info("refused: %s", error, extra=about(None, peer, event="refused"))
             self._transport.abort()
             return
         if found is None:

@@ -1,0 +1,132 @@
+"""/metrics, /healthz and /readyz over HTTP, read by Python's own client and by Prometheus' own parser."""
+
+import http.client
+import os
+import resource
+import sys
+from pathlib import Path
+
+import paho.mqtt.client as mqtt
+import paho.mqtt.publish
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from brokers import BrokerDidNotStart, RunningBroker, start_host
+
+TIMEOUT_S = 10
+MONITORING = r"monitoring on http://127\.0\.0\.1:(\d+)"
+
+
+@pytest.fixture
+def start(until_the_end, tmp_path: Path):
+    def run(text: str = "", *options: str | Path) -> RunningBroker:
+        config = tmp_path / "midge.toml"
+        config.write_text(f"[http]\nport = 0\n{text}")
+        return until_the_end.enter_context(start_host("--config", config, *options))
+
+    return run
+
+
+def get(broker: RunningBroker, path: str, **headers: str) -> tuple[int, str, str]:
+    """Status, type and text."""
+    port = int(broker.wait_for_output(MONITORING)[1])
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+    connection.request("GET", path, headers=headers)
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    connection.close()
+    return answer.status, answer.headers["Content-Type"], text
+
+
+def samples(broker: RunningBroker) -> dict[tuple[str, ...], float]:
+    status, kind, text = get(broker, "/metrics")
+    assert status == 200 and kind.startswith("text/plain; version=")
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in parse_text(text)
+        for sample in family.samples
+    }
+
+
+def listening_sockets(pid: int) -> int:
+    inodes = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    return sum(1 for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts sockets by /proc")
+def test_it_is_off_by_default(host_broker: RunningBroker, start) -> None:
+    assert listening_sockets(host_broker.pid) == 1
+    assert listening_sockets(start().pid) == 2
+
+
+def test_alive_and_ready(start) -> None:
+    broker = start()
+    assert get(broker, "/healthz") == (200, "text/plain; charset=utf-8", "ok\n")
+    assert get(broker, "/readyz") == (200, "text/plain; charset=utf-8", "ok\n")
+    assert get(broker, "/")[0] == 404
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit is Linux' way to fail another process's writes")
+def test_it_is_not_ready_while_the_store_does_not_write(start, tmp_path: Path, eventually) -> None:
+    broker = start("", "--data", tmp_path)
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="publisher")
+    client.connect("127.0.0.1", broker.port)
+    client.loop_start()
+    client.publish("kept", b"before", 1, retain=True).wait_for_publish(TIMEOUT_S)
+    limits = resource.prlimit(broker.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(broker.pid, resource.RLIMIT_FSIZE, (0, limits[1]))
+
+    def after_a_publish() -> tuple[int, str]:
+        client.publish("kept", b"during", 1, retain=True)
+        status, _, text = get(broker, "/readyz")
+        return status, text
+
+    eventually(lambda: after_a_publish()[0] == 503)
+    assert "store" in get(broker, "/readyz")[2]
+    assert get(broker, "/healthz")[0] == 200
+    resource.prlimit(broker.pid, resource.RLIMIT_FSIZE, limits)
+    eventually(lambda: after_a_publish() == (200, "ok\n"))
+    client.disconnect()
+    client.loop_stop()
+
+
+def test_prometheus_reads_what_was_sent(start) -> None:
+    broker = start()
+    before = samples(broker)
+    messages = [("a", b"12345", 1, True), ("b", b"123", 0, False)]
+    paho.mqtt.publish.multiple(messages, "127.0.0.1", broker.port, client_id="publisher")
+    after = samples(broker)
+    grown = {key: after[key] - before[key] for key in after}
+    assert grown["midge_received_messages_total",] == 2
+    assert grown["midge_received_payload_bytes_total",] == 8
+    assert grown["midge_accepted_connections_total",] == 1
+    assert grown["midge_received_packets_total",] >= 4  # CONNECT, PUBLISH, PUBLISH, DISCONNECT
+    assert grown["midge_sent_packets_total",] == 2  # CONNACK, PUBACK
+    assert grown["midge_sent_bytes_total",] == 4 + 4
+    assert after["midge_retained_messages",] == 1
+    assert after["midge_sessions", "connected"] == 0
+    assert after["midge_dropped_messages_total", "queue_full"] == 0
+    assert after["process_resident_memory_bytes",] > 0
+    assert [key for key in after if key[0] == "midge_build_info"]
+
+
+def test_openmetrics_where_it_is_asked_for(start) -> None:
+    status, kind, text = get(start(), "/metrics", Accept="application/openmetrics-text; version=1.0.0")
+    assert status == 200 and kind.startswith("application/openmetrics-text")
+    names = {family.name for family in parse_openmetrics(text)}
+    assert {"midge_received_messages", "midge_sessions"} <= names
+
+
+def test_a_bridge_that_is_down_shows(start) -> None:
+    bridge = '[[bridge]]\nname = "hub"\naddress = "mqtt://127.0.0.1:1"\ntopics = [{ filter = "#" }]\n'
+    assert samples(start(bridge))["midge_bridge_up", "hub"] == 0
+
+
+def test_a_port_in_use_is_said(start, tmp_path: Path) -> None:
+    broker = start()
+    port = broker.wait_for_output(MONITORING)[1]
+    (tmp_path / "other.toml").write_text(f"[http]\nport = {port}\n")
+    with pytest.raises(BrokerDidNotStart, match=f"can't listen on 127.0.0.1:{port}: another program listens there"):
+        start_host("--config", tmp_path / "other.toml")

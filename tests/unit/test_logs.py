@@ -1,0 +1,79 @@
+"""A line of the log: one per event, as text and as JSON, whatever a client calls itself."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+
+import pytest
+
+from midge.logs import JsonFormatter, TextFormatter, about, escape
+
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+
+
+def record(
+    message: str, *args: object, fields: dict[str, object] | None = None, error: bool = False
+) -> logging.LogRecord:
+    exc_info = sys.exc_info() if error else None
+    made = logging.LogRecord("midge.connection", logging.INFO, __file__, 1, message, args, exc_info)
+    for name, value in (fields or {}).items():
+        setattr(made, name, value)
+    return made
+
+
+def test_a_line_of_text_begins_with_time_level_and_client() -> None:
+    who = about("kitchen", "192.0.2.1:50123", user="anna")
+    line = TextFormatter().format(record("connected, MQTT %s", "5.0", fields=who))
+    assert re.fullmatch(TIME + r" INFO kitchen@192\.0\.2\.1:50123: connected, MQTT 5\.0", line)
+    line = TextFormatter().format(record("closed", fields=about(None, "192.0.2.1:50123")))
+    assert re.fullmatch(TIME + r" INFO 192\.0\.2\.1:50123: closed", line)
+    assert re.fullmatch(TIME + " INFO started", TextFormatter().format(record("started")))
+
+
+def test_a_line_of_json_has_them_as_fields() -> None:
+    line = JsonFormatter().format(record("connected", fields=about("kitchen", "192.0.2.1:50123", event="connected")))
+    fields = json.loads(line)
+    assert re.fullmatch(TIME, fields.pop("time"))
+    assert fields == {
+        "level": "info",
+        "logger": "midge.connection",
+        "client": "kitchen",
+        "address": "192.0.2.1:50123",
+        "event": "connected",
+        "message": "connected",
+    }
+
+
+@pytest.mark.parametrize("client", ["a\nb", "a\r\nb", "\x1b[2J", "\x00", "\x7f\x85", "\u2028", "\u202e", "\ud800"])
+def test_no_client_identifier_makes_a_second_line_or_moves_the_cursor(client: str) -> None:
+    text = TextFormatter().format(record("%s", client, fields=about(client, "x")))
+    assert text.isprintable()
+    line = JsonFormatter().format(record("%s", client, fields=about(client, "x")))
+    assert line.isprintable() and line.isascii()
+    assert json.loads(line)["client"] == json.loads(line)["message"] == client
+
+
+def test_what_can_be_read_stays_as_it_is() -> None:
+    assert escape("Küche/温度 42 °C") == "Küche/温度 42 °C"
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
+def test_an_unexpected_error_is_one_line_too_and_says_where(formatter: logging.Formatter) -> None:
+    try:
+        raise KeyError("first\nsecond")
+    except KeyError:
+        line = formatter.format(record("failed", error=True))
+    assert line.isprintable()
+    assert "KeyError" in line and f"{__file__}:" in line and "test_an_unexpected_error" in line
+
+
+def test_the_time_is_the_record_s() -> None:
+    at = record("x")
+    at.created = 1_700_000_000.9876
+    formatter = TextFormatter()
+    assert formatter.format(at).startswith("2023-11-14T22:13:20.987Z ")
+    at.created += 60
+    assert formatter.format(at).startswith("2023-11-14T22:14:20.987Z ")
