@@ -22,6 +22,7 @@ from midge.access.hook import Admit, Hook, Login, Verdict
 from midge.access.scram import METHOD, Exchange
 from midge.access.tokens import Proof, TokenError, Tokens, rules_of
 from midge.core.access import ANYBODY, Answer, Authenticator, Identity, Permissions
+from midge.logs import about
 from midge.protocol.packets import Connect
 from midge.protocol.reasons import ReasonCode
 
@@ -163,7 +164,7 @@ class ListenerAccess:
         def done(future: asyncio.Future[Any]) -> None:
             error = future.exception()
             if isinstance(error, TokenError):
-                log.info("%s: a token that is not accepted: %s", address, error)
+                log.info("a token that is not accepted: %s", error, extra=about(connect.client_id, address))
                 self._refuse(address, answer)
                 return
             token = future.result()
@@ -186,7 +187,7 @@ class ListenerAccess:
                     admit = Admit() if verdict is True else verdict
                     answer(ReasonCode.SUCCESS, _admitted_by(hook, admit, connect))
             except Exception:
-                log.exception("%s: the auth hook %r failed on client %a", address, hook.name, connect.client_id)
+                log.exception("the auth hook %r failed", hook.name, extra=about(connect.client_id, address))
                 answer(ReasonCode.SERVER_UNAVAILABLE, ANYBODY)
 
         self._later(asyncio.wrap_future(hook.ask(login)), done)

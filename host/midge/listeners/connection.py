@@ -155,7 +155,7 @@ def log_admitted(connection: Connection) -> None:
         return
     session = connection.session
     assert session is not None
-    user, keep_alive_s = connection.username, connection.keep_alive_s
+    user, keep_alive_s = connection.identity.username, connection.keep_alive_s
     version = _VERSIONS.get(connection.decoder.version or 4, "")
     fields = about(
         session.client_id,
