@@ -23,7 +23,8 @@ def check_access(config: Config) -> None:
     if config.access.allow_anonymous is not None:
         return
     for listener in config.listener:
-        if listener.type == "unix" or listener.require_certificate or listener.allow_anonymous is not None:
+        is_local = listener.type in ("unix", "serial")
+        if is_local or listener.require_certificate or listener.allow_anonymous is not None:
             continue
         if not (asks(config, listener) or is_loopback(listener.bind)):
             raise ConfigError(

@@ -19,6 +19,7 @@ from midge.listeners import proxy, tcp, tls, unix
 from midge.listeners.door import Door
 
 if TYPE_CHECKING:
+    from midge.listeners.serial import SerialCable
     from midge.listeners.websocket import WebSocketListener
 
 # Makes the protocol of one connection; the address is given where the transport knows only a proxy's.
@@ -37,6 +38,7 @@ class OpenListener:
         self._context: ssl.SSLContext | None = None
         self._server: asyncio.Server | None = None
         self._websocket: WebSocketListener | None = None
+        self.cable: SerialCable | None = None
         self.door = Door(
             ListenerAccess(desk, rules, allow_anonymous=False),
             section.max_connections,
@@ -55,6 +57,8 @@ class OpenListener:
             self.address = f"unix:{path}"
         elif section.type == "websocket":
             await self._start_websocket()
+        elif section.type == "serial":
+            self._start_cable()
         else:
             self._server, port = await tcp.listen(
                 section.bind,
@@ -74,6 +78,14 @@ class OpenListener:
         self._websocket = listener = WebSocketListener(self._protocol, section.path, message_max)
         port = await listener.start(section.bind, section.port, self._context)
         self.address = f"ws{'s' if self._context else ''}://{host_of_url(section.bind)}:{port}{section.path}"
+
+    def _start_cable(self) -> None:
+        from midge.listeners.serial import SerialCable
+
+        make = partial(self._make_protocol, self.door)
+        self.cable = SerialCable(self.section.device, self.section.baud, make)
+        self.cable.start()
+        self.address = f"serial:{self.section.device}"
 
     def _protocol(self) -> asyncio.Protocol:
         if self.section.proxy_protocol:
@@ -104,6 +116,8 @@ class OpenListener:
         """After the connections have ended."""
         if self._websocket is not None:
             await self._websocket.stop()
+        if self.cable is not None:
+            await self.cable.stop()
 
 
 def host_of_url(bind: str) -> str:

@@ -40,7 +40,7 @@ class ListenerLimits(Section):
 class Listener(Section):
     """Where clients come in. Several may stand here, each with its own [[listener]]."""
 
-    type: Literal["tcp", "tls", "websocket", "unix"] = key("tcp", "What it listens to.")
+    type: Literal["tcp", "tls", "websocket", "unix", "serial"] = key("tcp", "What it listens to.")
     bind: str = key("127.0.0.1", 'The address to listen on; "0.0.0.0" and "::": all of this machine.')
     port: int = key(
         1883,
@@ -52,6 +52,11 @@ class Listener(Section):
         "",
         'Of "unix" the socket, relative to this file; of "websocket" the path in the URL ("/mqtt" if not set).',
     )
+    device: str = key(
+        "auto",
+        'Of "serial" the port: its path, "usb:SERIAL_NUMBER", or "auto", the first board on USB.',
+    )
+    baud: int = key(115_200, 'Of "serial" the bits a second.', ge=1200, le=4_000_000)
     certfile: str | None = key(
         None, "TLS: our certificate with its chain, PEM, relative to this file.", example="server.pem"
     )

@@ -84,7 +84,7 @@ def test_the_keys_that_other_programs_rely_on_are_read(tmp_path: Path) -> None:
         ("[[listener]]\n[[listener]]\nbind = 1", "3: listener[2].bind: 1 is not allowed: a text"),
         (
             "[[listener]]\ntype = 'carrier pigeon'",
-            '2: listener[1].type: "carrier pigeon" is not allowed: "tcp", "tls", "websocket" or "unix"',
+            '2: listener[1].type: "carrier pigeon" is not allowed: "tcp", "tls", "websocket", "unix" or "serial"',
         ),
         ("[listener]\nport = 1", "1: listener: write [[listener]], with two brackets: there may be several"),
         ("[[store]]\npath = 'x'", "1: store: write [store], with one bracket: there is only one"),
