@@ -13,8 +13,8 @@ It must not know what the channels carry; the client and the broker take one as 
 #   connection above it: at a bit error rate of 1e-3 hardly a connection would live long enough for one message.
 # - Credit: unacknowledged bytes never exceed the other side's receive buffer, which its hello tells (a UART has 256).
 #
-# Hello: a frame of kind 0 with the text "midge 1 BUFFER NONCE ECHO NAME", NONCE being new at each start and ECHO the
-# other side's, 0 while it is unknown. The link is up when the own nonce came back.
+# Hello: a frame of kind 0 with the text "midge 1 BUFFER NONCE ECHO UP NAME", NONCE being new at each start and ECHO the
+# other side's, 0 while it is unknown. The link is up when the own nonce came back; who isn't up is answered.
 
 import asyncio
 import binascii
@@ -60,8 +60,8 @@ _DATA_MIN = const(16)
 # bytes without END that can't be a frame any more: garbage, or a console that talks.
 _FRAME_MAX = const(256)
 
-# ms until a frame without acknowledgement is sent again: twice what acknowledgements take, and this; from the fourth time
-# on doubled each time, up to the maximum. A full buffer takes 22 ms at 115,200 baud and 267 at 9,600.
+# ms until a frame without acknowledgement is sent again: twice what acknowledgements take, and this, up to the maximum;
+# from the fourth time on twice as long. A full buffer takes 22 ms at 115,200 baud and 267 at 9,600.
 _RETRY_MS = const(20)
 _RETRY_MAX_MS = const(1000)
 _USUAL_MS = const(60)  # what acknowledgements take, as long as nothing is known
@@ -168,8 +168,8 @@ class Link:
         self._size = _DATA_MAX
         self._number = 0  # of the next frame that we send
         self._expected = 0  # of the next frame that we take
-        self._unacknowledged = []  # (number, encoded, when it was first sent)
-        self._under_way = 0  # their bytes
+        self._unacknowledged = []  # (number, when it was first sent, bytes on the line, kind|channel, data)
+        self._under_way = 0  # their bytes on the line
         self._again = False  # the first of them has to be sent again
         self._again_at = now  # when that last happened
         self._early = {}  # frames that came before the one that is missing, by number
@@ -225,26 +225,26 @@ class Link:
             self.frames_bad += 1
 
     def _receive_hello(self, text, now):
-        fields = bytes(text).decode().split(" ", 5)
-        if len(fields) != 6 or fields[0] != "midge" or fields[1] != "1":
+        fields = bytes(text).decode().split(" ", 6)
+        if len(fields) != 7 or fields[0] != "midge" or fields[1] != "1":
             return
         nonce = int(fields[3])
         if nonce != self._peer:  # the other side has started anew
             self._reset(now)
             self._peer = nonce
-        if int(fields[4]) != self._nonce:
-            self._hello_due = True  # it doesn't know us yet
-        elif not self.is_up:
+        if fields[5] == "0":
+            self._hello_due = True
+        if int(fields[4]) == self._nonce and not self.is_up:
             self._credit = max(int(fields[2]), 128) - _RESERVE
-            self.peer_name = fields[5]
+            self.peer_name = fields[6]
             self.is_up = self._hello_due = True
             self.on_up(True)
 
     def _receive_acknowledgement(self, kind, acknowledged, now):
         waiting = self._unacknowledged
-        while waiting and (acknowledged - waiting[0][0] - 1) & 0xFF < 0x80:
-            _, frame, sent_at = waiting.pop(0)
-            self._under_way -= len(frame)
+        while waiting and (acknowledged - waiting[0][0] - 1) & 0xFF < len(waiting):
+            _, sent_at, size, _, _ = waiting.pop(0)
+            self._under_way -= size
             self._size = min(_DATA_MAX, self._size + 4)
             if ticks_diff(sent_at, self._again_at) > 0:  # else it may have waited for another that was lost
                 self._usual_ms = (3 * self._usual_ms + ticks_diff(now, sent_at)) // 4
@@ -254,7 +254,7 @@ class Link:
             self._progress_at = now
         elif kind == _GAP and waiting:
             again_ms = ticks_diff(now, self._again_at)
-            if again_ms >= self._usual_ms or ticks_diff(waiting[0][2], self._again_at) > 0:
+            if again_ms >= self._usual_ms or ticks_diff(waiting[0][1], self._again_at) > 0:
                 self._send_again()  # else it is already on its way once more
 
     def _send_again(self):
@@ -315,7 +315,7 @@ class Link:
                 self._send_again()
 
     def _retry_in(self, now):
-        retry_ms = (2 * self._usual_ms + _RETRY_MS) << max(0, min(5, self._tries - 3))
+        retry_ms = (2 * self._usual_ms + _RETRY_MS) << (self._tries > 3)
         return min(_RETRY_MAX_MS, retry_ms) - ticks_diff(now, self._sent_at)
 
     # ms until tick() is due.
@@ -330,7 +330,7 @@ class Link:
         if self._hello_due:
             self._hello_due = False
             self._hello_at = now
-            text = "midge 1 %d %d %d %s" % (self.buffer, self._nonce, self._peer, self.name)
+            text = "midge 1 %d %d %d %d %s" % (self.buffer, self._nonce, self._peer, self.is_up, self.name)
             output = encode(_HELLO, 0, 0, text.encode(), 0)
         if not self.is_up:
             return output
@@ -339,28 +339,24 @@ class Link:
             if self._unacknowledged:
                 self._sent_at = self._again_at = now
                 self.frames_again += 1
-                output += self._unacknowledged[0][1]
-        frame = self._next_frame()
+                number, _, _, kind, data = self._unacknowledged[0]
+                output += self._encode(kind, number, data)  # anew: with what is acknowledged by now
+        frame = self._next_frame(now)
         while frame:
-            if not self._unacknowledged:
-                self._sent_at = self._progress_at = now
-            self._unacknowledged.append((self._number, frame, now))
-            self._number = (self._number + 1) & 0xFF
-            self._under_way += len(frame)
             output += frame
             if self._answer == _ACK:
                 self._answer = 0  # it rode along
-            frame = self._next_frame()
+            frame = self._next_frame(now)
         if self._answer:
-            output += self._encode(self._answer, b"")
+            output += self._encode(self._answer, 0, b"")
             self._answer = 0
         return output
 
-    def _encode(self, kind, data):
-        return encode(kind, self._number, self._expected, data, self._nonce ^ self._peer)
+    def _encode(self, kind, number, data):
+        return encode(kind, number, self._expected, data, self._nonce ^ self._peer)
 
     # Each lane in turn has one frame; None if there is nothing, or no credit for it.
-    def _next_frame(self):
+    def _next_frame(self, now):
         for i in range(16):
             channel = (self._turn + i) & 15
             lane = self._lanes.get(channel)
@@ -375,12 +371,19 @@ class Link:
             else:
                 continue
             size = self._size if kind == _DATA else 0
-            frame = self._encode(kind | channel, lane._output[:size])
+            data = lane._output[:size]
+            frame = self._encode(kind | channel, self._number, data)
             while len(frame) > self._credit - self._under_way:
                 size //= 2
                 if not size:
                     return None
-                frame = self._encode(kind | channel, lane._output[:size])
+                data = lane._output[:size]
+                frame = self._encode(kind | channel, self._number, data)
+            if not self._unacknowledged:
+                self._sent_at = self._progress_at = now
+            self._unacknowledged.append((self._number, now, len(frame), kind | channel, data))
+            self._number = (self._number + 1) & 0xFF
+            self._under_way += len(frame)
             self._turn = channel + 1
             self._sent_from(lane, kind, size)
             return frame

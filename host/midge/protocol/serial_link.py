@@ -7,6 +7,7 @@ from __future__ import annotations
 import binascii
 import secrets
 from collections.abc import Callable
+from typing import NamedTuple
 
 # Kinds of frames, in the high half of the first byte; the low half is the channel.
 HELLO = 0x00
@@ -34,7 +35,7 @@ _RESERVE = 24  # bytes of the other side's buffer that frames don't use: room fo
 _DATA_MAX = 104  # bytes of data in a frame: two frames and the reserve fill a UART's usual 256
 _DATA_MIN = 16  # survives a bit error rate of 1e-3 in 4 of 5 cases
 _FRAME_MAX = 256  # bytes without END that can't be a frame any more
-# s until a frame is sent again: twice what acknowledgements take, and this; from the fourth time on doubled each time
+# s until a frame is sent again: twice what acknowledgements take, and this; from the fourth time on twice as long
 _RETRY_S = 0.02
 _RETRY_MAX_S = 1.0
 _USUAL_S = 0.06  # what acknowledgements take, as long as nothing is known
@@ -105,6 +106,16 @@ def _ignore(_: object) -> None:
     pass
 
 
+class _Sent(NamedTuple):
+    """A frame without acknowledgement."""
+
+    number: int
+    first_at: float  # when it was first sent
+    size: int  # bytes on the line
+    header: int
+    data: bytes
+
+
 class Link:
     """One end of the cable: `receive_data`, `tick` when `next_deadline` says so, `data_to_send` after each.
 
@@ -145,8 +156,8 @@ class Link:
         self._size = _DATA_MAX
         self._number = 0  # of the next frame that we send
         self._expected = 0  # of the next frame that we take
-        self._unacknowledged: list[tuple[int, bytes, float]] = []  # (number, encoded, when it was first sent)
-        self._under_way = 0  # their bytes
+        self._unacknowledged: list[_Sent] = []
+        self._under_way = 0  # their bytes on the line
         self._again = False  # the first of them has to be sent again
         self._again_at = now  # when that last happened
         # (kind, channel, data) of frames that came before the one that is missing, by number
@@ -204,36 +215,39 @@ class Link:
             self.on_console(part)
 
     def _receive_hello(self, text: bytes, now: float) -> None:
-        fields = text.decode(errors="replace").split(" ", 5)
-        if len(fields) != 6 or fields[:2] != ["midge", "1"] or not all(f.isdecimal() for f in fields[2:5]):
+        fields = text.decode(errors="replace").split(" ", 6)
+        if len(fields) != 7 or fields[:2] != ["midge", "1"] or not all(f.isdecimal() for f in fields[2:6]):
             return
-        buffer, nonce, echo = (int(field) for field in fields[2:5])
+        buffer, nonce, echo, is_up = (int(field) for field in fields[2:6])
         if nonce != self._peer:  # the other side has started anew
             self._reset(now)
             self._peer = nonce
-        if echo != self._nonce:
-            self._hello_due = True  # it doesn't know us yet
-        elif not self.is_up:
+        if not is_up:
+            self._hello_due = True
+        if echo == self._nonce and not self.is_up:
             self._credit = max(buffer, 128) - _RESERVE
-            self.peer_name = fields[5]
+            self.peer_name = fields[6]
             self.is_up = self._hello_due = True
             self.on_up(True)
 
     def _receive_acknowledgement(self, kind: int, acknowledged: int, now: float) -> None:
         waiting = self._unacknowledged
-        while waiting and (acknowledged - waiting[0][0] - 1) & 0xFF < 0x80:
-            _, frame, sent_at = waiting.pop(0)
-            self._under_way -= len(frame)
+        while waiting and (acknowledged - waiting[0].number - 1) & 0xFF < len(waiting):
+            sent = waiting.pop(0)
+            self._under_way -= sent.size
             self._size = min(_DATA_MAX, self._size + 4)
-            if sent_at > self._again_at:  # else it may have waited for another that was lost
-                self._usual_s = 0.75 * self._usual_s + 0.25 * (now - sent_at)
+            if sent.first_at > self._again_at:  # else it may have waited for another that was lost
+                self._usual_s = 0.75 * self._usual_s + 0.25 * (now - sent.first_at)
             self._tries = 0
             self._sent_at = self._progress_at = now
         if kind == FULL:
             self._progress_at = now
-        elif kind == GAP and waiting:
-            if now - self._again_at >= self._usual_s or waiting[0][2] > self._again_at:
-                self._send_again()  # else it is already on its way once more
+        elif kind == GAP and waiting and not self._is_on_its_way(now):
+            self._send_again()
+
+    def _is_on_its_way(self, now: float) -> bool:
+        """The first frame has been sent again lately."""
+        return now - self._again_at < self._usual_s and self._unacknowledged[0].first_at <= self._again_at
 
     def _send_again(self) -> None:
         self._again = True
@@ -294,7 +308,7 @@ class Link:
 
     @property
     def _retry_at(self) -> float:
-        retry_s = (2 * self._usual_s + _RETRY_S) * float(1 << max(0, min(5, self._tries - 3)))
+        retry_s = (2 * self._usual_s + _RETRY_S) * (2 if self._tries > 3 else 1)
         return self._sent_at + min(_RETRY_MAX_S, retry_s)
 
     def next_deadline(self) -> float | None:
@@ -308,7 +322,7 @@ class Link:
         if self._hello_due:
             self._hello_due = False
             self._hello_at = now
-            text = f"midge 1 {self.buffer} {self._nonce} {self._peer} {self.name}"
+            text = f"midge 1 {self.buffer} {self._nonce} {self._peer} {self.is_up:d} {self.name}"
             output.append(encode_frame(HELLO, 0, 0, text.encode(), 0))
         if not self.is_up:
             return b"".join(output)
@@ -317,25 +331,22 @@ class Link:
             if self._unacknowledged:
                 self._sent_at = self._again_at = now
                 self.frames_again += 1
-                output.append(self._unacknowledged[0][1])
-        while (frame := self._next_frame()) is not None:
-            if not self._unacknowledged:
-                self._sent_at = self._progress_at = now
-            self._unacknowledged.append((self._number, frame, now))
-            self._number = (self._number + 1) & 0xFF
-            self._under_way += len(frame)
+                first = self._unacknowledged[0]
+                # Encoded anew: with what is acknowledged by now.
+                output.append(self._encode(first.header, first.number, first.data))
+        while (frame := self._next_frame(now)) is not None:
             output.append(frame)
             if self._answer == ACK:
                 self._answer = 0  # it rode along
         if self._answer:
-            output.append(self._encode(self._answer, b""))
+            output.append(self._encode(self._answer, 0, b""))
             self._answer = 0
         return b"".join(output)
 
-    def _encode(self, header: int, data: bytes) -> bytes:
-        return encode_frame(header, self._number, self._expected, data, self._nonce ^ self._peer)
+    def _encode(self, header: int, number: int, data: bytes) -> bytes:
+        return encode_frame(header, number, self._expected, data, self._nonce ^ self._peer)
 
-    def _next_frame(self) -> bytes | None:
+    def _next_frame(self, now: float) -> bytes | None:
         """Each lane in turn has one; None if there is nothing, or no credit for it."""
         if len(self._unacknowledged) > 100:  # numbers are compared modulo 256
             return None
@@ -352,12 +363,18 @@ class Link:
             else:
                 continue
             size = self._size if kind == DATA else 0
-            frame = self._encode(kind | lane.channel, lane.output[:size])
+            frame = self._encode(kind | lane.channel, self._number, lane.output[:size])
             while len(frame) > self._credit - self._under_way:
                 size //= 2
                 if not size:
                     return None
-                frame = self._encode(kind | lane.channel, lane.output[:size])
+                frame = self._encode(kind | lane.channel, self._number, lane.output[:size])
+            if not self._unacknowledged:
+                self._sent_at = self._progress_at = now
+            sent = _Sent(self._number, now, len(frame), kind | lane.channel, lane.output[:size])
+            self._unacknowledged.append(sent)
+            self._number = (self._number + 1) & 0xFF
+            self._under_way += len(frame)
             self._turn = lane.channel + 1
             self._sent_from(lane, kind, size)
             return frame
