@@ -175,13 +175,13 @@ class Broker:
         if permissions is not None:
             session.drop_unreadable(permissions)
         if session.subscriptions:
-            self.routing.forget_routes()
+            self.routing.forget_routes(session)
 
     def set_bridge(self, session: Session, is_bridge: bool) -> None:
         """Whether *session* is another broker's: set by CONNECT, or by the subscriptions that only a bridge makes."""
         if session.is_bridge is not is_bridge:
             session.is_bridge = is_bridge
-            self.routing.forget_routes()
+            self.routing.forget_routes(session)
 
     def _new_session(self, client_id: str) -> Session:
         session = Session(client_id, self._next_session_key, self.limits, self.counters)
@@ -445,7 +445,7 @@ class Broker:
         """The retained messages of a new subscription, with the retain flag set [MQTT-3.3.1-8]."""
         if subscription.topic_filter.startswith("$share/"):
             return  # MQTT 5.0 §4.8.2: no retained messages for shared subscriptions
-        target = Target([subscription])
+        target = subscription.target
         permissions = subscription.session.permissions
         topic_filter = subscription.topic_filter
         retained = self.own_retained if topic_filter.startswith(_OWN_TOPICS) else self.retained

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from midge.core.limits import Limits
+from midge.core.routes import Routes
 from midge.protocol.errors import ProtocolError
 from midge.protocol.reasons import ReasonCode
 from midge.protocol.topics import split_shared
@@ -14,15 +15,10 @@ from midge.protocol.topics import split_shared
 if TYPE_CHECKING:
     from midge.core.session import Session
 
-# Topic names whose route is remembered. A route is about 500 bytes; a publisher that invents a new
-# topic name for each message must not fill the memory with routes that nobody asks for again.
-_ROUTES_MAX = 50_000
-
-
 class Subscription:
     """A session's subscription to one topic filter (MQTT 5.0 §3.8.3.1); `identifier` 0: none."""
 
-    __slots__ = ("identifier", "no_local", "qos", "retain_as_published", "session", "topic_filter")
+    __slots__ = ("_target", "identifier", "no_local", "qos", "retain_as_published", "session", "topic_filter")
 
     def __init__(
         self,
@@ -39,6 +35,15 @@ class Subscription:
         self.no_local = no_local
         self.retain_as_published = retain_as_published
         self.identifier = identifier
+        self._target: Target | None = None
+
+    @property
+    def target(self) -> Target:
+        """What its session gets where no other of its filters matches: the same for all topic names."""
+        target = self._target
+        if target is None:
+            target = self._target = Target([self])
+        return target
 
     @property
     def is_bridges(self) -> bool:
@@ -54,7 +59,7 @@ class Target:
     this target, a smaller one, or None (no local, [MQTT-3.8.3-3]).
     """
 
-    __slots__ = ("identifiers", "own", "qos", "retain_as_published", "session")
+    __slots__ = ("_is_all_own", "_own", "identifiers", "qos", "retain_as_published", "session")
 
     def __init__(self, subscriptions: list[Subscription]) -> None:
         self.session = subscriptions[0].session
@@ -62,11 +67,12 @@ class Target:
         self.retain_as_published = any(s.retain_as_published for s in subscriptions)
         self.identifiers = tuple(s.identifier for s in subscriptions if s.identifier)
         not_local = [s for s in subscriptions if not s.no_local]
-        self.own: Target | None
-        if len(not_local) == len(subscriptions):
-            self.own = self
-        else:
-            self.own = Target(not_local) if not_local else None
+        self._is_all_own = len(not_local) == len(subscriptions)
+        self._own = None if self._is_all_own or not not_local else Target(not_local)
+
+    @property
+    def own(self) -> Target | None:
+        return self if self._is_all_own else self._own
 
 
 class SharedGroup:
@@ -101,7 +107,7 @@ class SharedGroup:
             return None
         subscription = self.members.pop(best)
         self.members[best] = subscription
-        return Target([subscription])
+        return subscription.target
 
 
 class Route:
@@ -134,7 +140,8 @@ class Routing:
     def __init__(self, max_levels: int = Limits().max_topic_levels) -> None:
         self._root = _Node()
         self._max_levels = max_levels  # of topic names that are routed
-        self._routes: dict[str, Route] = {}
+        self._routes = Routes()
+        self._by_topic = self._routes.by_topic
         self.count = 0  # subscriptions
         self.shared_count = 0  # of them, those with a share name
 
@@ -158,7 +165,7 @@ class Routing:
         members[subscription.session] = subscription
         self.count += is_new
         self.shared_count += is_new and share_name is not None
-        self._routes.clear()
+        self._routes.forget(topic_filter)
         return is_new
 
     def remove(self, session: Session, topic_filter: str) -> bool:
@@ -180,7 +187,7 @@ class Routing:
             del parent.children[level]
         self.count -= 1
         self.shared_count -= share_name is not None
-        self._routes.clear()
+        self._routes.forget(plain_filter)
         return True
 
     def group(self, topic_filter: str) -> SharedGroup | None:
@@ -195,36 +202,42 @@ class Routing:
 
     def route(self, topic: str) -> Route:
         """Who gets a message on *topic* (a valid topic name). ProtocolError: it has too many levels."""
-        route = self._routes.get(topic)
+        route = self._by_topic.get(topic)
         if route is None:
             route = self._route(topic)
-            if len(self._routes) >= _ROUTES_MAX:
-                self._routes.clear()
-            self._routes[topic] = route
+            self._routes.add(topic, route)
         return route
 
     def set_max_levels(self, max_levels: int) -> None:
         self._max_levels = max_levels
         self._routes.clear()
 
-    def forget_routes(self) -> None:
-        """What a session may read has changed: work out the routes anew."""
-        self._routes.clear()
+    def forget_routes(self, session: Session) -> None:
+        """What *session* may read, or who it is, has changed: work out anew who gets what it subscribes to."""
+        for topic_filter in session.subscriptions:
+            self._routes.forget(split_shared(topic_filter)[1])
 
     def _route(self, topic: str) -> Route:
         if topic.count("/") >= self._max_levels:
             raise ProtocolError(
                 ReasonCode.TOPIC_NAME_INVALID, f"a topic name of more than max_topic_levels ({self._max_levels})"
             )
+        nodes = [node for node in self._matches(topic) if node.subscriptions or node.groups]
+        groups = [group for node in nodes for group in node.groups.values()]
+        if len(nodes) == 1:
+            return Route([
+                subscription.target
+                for session, subscription in nodes[0].subscriptions.items()
+                if session.permissions is None or session.permissions.may_read(topic)
+            ], groups)  # fmt: skip
         by_session: dict[Session, list[Subscription]] = {}
-        groups: list[SharedGroup] = []
-        for node in self._matches(topic):
-            groups += node.groups.values()
+        for node in nodes:
             for session, subscription in node.subscriptions.items():
-                if session.permissions is not None and not session.permissions.may_read(topic):
-                    continue
-                by_session.setdefault(session, []).append(subscription)
-        return Route([Target(subscriptions) for subscriptions in by_session.values()], groups)
+                if session.permissions is None or session.permissions.may_read(topic):
+                    by_session.setdefault(session, []).append(subscription)
+        return Route([
+            found[0].target if len(found) == 1 else Target(found) for found in by_session.values()
+        ], groups)  # fmt: skip
 
     def _matches(self, topic: str) -> list[_Node]:
         """The nodes of the filters that match."""

@@ -104,3 +104,56 @@ def test_the_trie_agrees_with_the_plain_matcher(seed: int) -> None:
             assert names(routing, topic) == sorted(f for f in there if matches(f, topic)), (
                 f"{topic!r}, seed {seed}"
             )
+
+
+def test_a_subscription_leaves_the_routes_that_it_does_not_touch() -> None:
+    routing = Routing()
+    for topic_filter in ("a/b", "x/y"):
+        routing.add(Subscription(session(topic_filter), topic_filter, 0))
+    kept = {topic: routing.route(topic) for topic in ("a/b", "a/c", "x/y", "x")}
+    changing = session("changing")
+    for topic_filter, touched in (("a/b", {"a/b"}), ("a/+", {"a/b", "a/c"}), ("x/#", {"x", "x/y"}), ("+", {"x"})):
+        routing.add(Subscription(changing, topic_filter, 0))
+        assert {topic for topic, route in kept.items() if routing.route(topic) is not route} == touched
+        kept = {topic: routing.route(topic) for topic in kept}
+        routing.remove(changing, topic_filter)
+        assert {topic for topic, route in kept.items() if routing.route(topic) is not route} == touched
+        kept = {topic: routing.route(topic) for topic in kept}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_remembered_routes_are_as_true_as_new_ones(seed: int) -> None:
+    rng = random.Random(seed)
+    levels = ["a", "b", "", "$x"]
+    topics = ["/".join(rng.choice(levels) for _ in range(rng.randint(1, 4))) for _ in range(60)]
+    topics = [topic for topic in topics if topic]
+    filters = sorted({
+        "/".join([*(rng.choice([*levels, "+"]) for _ in range(rng.randint(0, 3))), rng.choice([*levels, "+", "#"])])
+        for _ in range(80)
+    } - {""})  # fmt: skip
+    routing = Routing()
+    held: set[tuple[int, str]] = set()
+    sessions = [session(str(number)) for number in range(5)]
+    for _ in range(300):
+        number, topic_filter = rng.randrange(5), rng.choice(filters)
+        if (number, topic_filter) in held:
+            assert routing.remove(sessions[number], topic_filter)
+            held.discard((number, topic_filter))
+        else:
+            routing.add(Subscription(sessions[number], topic_filter, 0))
+            held.add((number, topic_filter))
+        topic = rng.choice(topics)
+        expected = {str(number) for number, topic_filter in held if matches(topic_filter, topic)}
+        assert names(routing, topic) == sorted(expected)
+
+
+def test_more_topic_names_than_are_remembered_are_routed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("midge.core.routes._ROUTES_MAX", 10)
+    monkeypatch.setattr("midge.core.routes._LOOKED_AT_MAX", 5)
+    routing = Routing()
+    routing.add(Subscription(session("all"), "t/#", 0))
+    for number in range(40):
+        assert names(routing, f"t/{number}") == ["all"]
+        if number % 9 == 8:
+            routing.add(Subscription(session(f"late {number}"), "t/+/x", 0))
+            routing.add(Subscription(session(f"even later {number}"), "x/#", 0))
