@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import brokers
+from midge.boards.serial_line import SerialLine
 from paho_peer import Paho
-from serial_line import SerialLine
 
 ON_BOARD = Path(__file__).with_name("on_board")
 SEED = 20_261_125

@@ -110,6 +110,7 @@ def test_messages_go_both_ways_and_nothing_stays_behind(start) -> None:
     assert demo.wait() == 0, demo.output
     assert re.search(r"^hub/sensor/load \d+\.\d+$", demo.output, re.MULTILINE)
     assert re.search(r"^hub/controller/uptime \d+$", demo.output, re.MULTILINE)
+    assert re.search(r"^cable/uptime \d+$", demo.output, re.MULTILINE)  # the board on a serial cable
     assert "[controller] LED on" in demo.output
     for board in ("sensor", "controller"):
         assert re.search(rf"^{board}: \d+ readings arrived, [1-9]\d* of \d+ commands", demo.output, re.MULTILINE)

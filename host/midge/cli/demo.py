@@ -1,5 +1,6 @@
-"""`midge demo`: the main job in one terminal, on simulated boards: two boards, a hub that is a board too, the
-broker and its bridge on this machine, and a view of what arrives. Knows nothing of how any of them works.
+"""`midge demo`: the main job in one terminal, on simulated boards: two boards, a hub that is a board too, a board
+on a serial cable, the broker and its bridge on this machine, and a view of what arrives. Knows nothing of how any
+of them works.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from midge.boards.serial_line import SerialLine
 from midge.boards.simulate import Board, BoardError, Process, device_directory
 
 if TYPE_CHECKING:
@@ -34,6 +36,10 @@ LISTENING = r"listening on mqtt://127\.0\.0\.1:(\d+)"
 CONFIGURATION = """\
 [[listener]]
 port = {port}
+
+[[listener]]
+type = "serial"
+device = "{cable}"
 
 [store]
 path = "{directory}/midge.db"
@@ -55,6 +61,7 @@ class Goal:
     board: str
     command: str  # under BOARD/set/ and, confirmed, under BOARD/state/
     values: tuple[str, str]  # sent in turn
+    prefix: str = ""  # of its topics here
     readings: int = 0
     online: bool = False
     sent: int = 0
@@ -86,13 +93,17 @@ class Demo:
 
 def run(argv: list[str]) -> int:
     """0: interrupted, or with --seconds: messages went both ways. 1: they didn't, or something died."""
-    parser = argparse.ArgumentParser(prog="midge demo", description="The broker, a bridge and three boards.")
+    parser = argparse.ArgumentParser(prog="midge demo", description="The broker, a bridge and four boards.")
     parser.add_argument("--seconds", type=float, metavar="N", help="end after N seconds and check the result")
     parser.add_argument(
         "--port", type=int, default=0, help="of the broker (1883 if it is free, else another)"
     )
     options = parser.parse_args(argv)
-    goals = [Goal("sensor", "interval", ("2", "1")), Goal("controller", "led", ("on", "off"))]
+    goals = [
+        Goal("sensor", "interval", ("2", "1"), "hub/"),
+        Goal("controller", "led", ("on", "off"), "hub/"),
+        Goal("cable", "interval", ("2", "1")),
+    ]
     try:
         demo = Demo(options.port or _free_port(preferred=1883), options.seconds, goals)
         return asyncio.run(_run(demo))
@@ -118,9 +129,13 @@ async def _run(demo: Demo) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stopped.set)
     stop = asyncio.create_task(stopped.wait())
-    with tempfile.TemporaryDirectory(prefix="midge-demo-") as directory, make_view(demo.port) as view:
+    with (
+        tempfile.TemporaryDirectory(prefix="midge-demo-") as directory,
+        SerialLine(seed=0) as line,
+        make_view(demo.port) as view,
+    ):
         try:
-            if not await _first_of(stop, _start(demo, Path(directory), view)):
+            if not await _first_of(stop, _start(demo, Path(directory), line, view)):
                 return 0
             with _subscribed(demo) as client:
                 ended_well = await _first_of(stop, _watch(demo, client, view))
@@ -145,21 +160,23 @@ async def _first_of(stop: "asyncio.Task[bool]", work: Awaitable[None]) -> bool:
     return False
 
 
-async def _start(demo: Demo, directory: Path, view: "View") -> None:
+async def _start(demo: Demo, directory: Path, line: SerialLine, view: "View") -> None:
     """The hub first, since its port is in the broker's configuration, then the broker, then the boards."""
     device = device_directory()
     hub = Board("hub", device / "midge_broker.py", ["0"], on_line=view.line("hub"))
     hub_port = await _start_one(demo, hub)
     config = directory / "midge.toml"
     config.write_text(
-        CONFIGURATION.format(port=demo.port, directory=directory.as_posix(), hub_port=hub_port),
+        CONFIGURATION.format(
+            port=demo.port, directory=directory.as_posix(), hub_port=hub_port, cable=line.host_port
+        ),
         encoding="utf-8",
     )
     command = [sys.executable, "-m", "midge", "broker", "--config", str(config)]
     await _start_one(demo, Process("broker", command, {"PYTHONUNBUFFERED": "1"}, view.line("broker")))
     for goal in demo.goals:
         program = device / "examples" / f"{goal.board}.py"
-        args = [goal.board, "127.0.0.1", str(hub_port), "1"]
+        args = [goal.board, *([line.board_port] if goal.board == "cable" else ["127.0.0.1", str(hub_port)]), "1"]
         board = Board(goal.board, program, args, on_line=view.line(goal.board))
         demo.processes.append(board)
         await board.start()
@@ -236,7 +253,7 @@ async def _watch(demo: Demo, client: "Client", view: "View") -> None:
 
 def _note_message(demo: Demo, topic: str, payload: bytes) -> None:
     for goal in demo.goals:
-        prefix, _, rest = topic.partition(f"hub/{goal.board}/")
+        prefix, _, rest = topic.partition(f"{goal.prefix}{goal.board}/")
         if prefix or not rest:
             continue
         if rest == "status":
@@ -257,7 +274,7 @@ def _send_commands(demo: Demo, client: "Client", view: "View") -> None:
         goal.next_command = now + COMMAND_INTERVAL_S
         goal.awaited = goal.values[goal.sent % 2]
         goal.sent += 1
-        topic = f"hub/{goal.board}/set/{goal.command}"
+        topic = f"{goal.prefix}{goal.board}/set/{goal.command}"
         client.publish(topic, goal.awaited, qos=1)
         view.command(topic, goal.awaited)
 

@@ -20,7 +20,7 @@ class FakeClient:
 
 
 def _demo() -> Demo:
-    goals = [Goal("sensor", "interval", ("2", "1")), Goal("lamp", "led", ("on", "off"))]
+    goals = [Goal("sensor", "interval", ("2", "1"), "hub/"), Goal("lamp", "led", ("on", "off"), "hub/")]
     return Demo(1883, 1.0, goals, asyncio.Queue())
 
 

@@ -1,7 +1,8 @@
 """A serial cable without wires: two pseudo-terminals, and between them a line with a speed and an error rate.
-
 Knows nothing of what is sent. The board's end behaves as a UART that is read without waiting.
 """
+
+from __future__ import annotations
 
 import os
 import random
@@ -73,7 +74,7 @@ class SerialLine:
                 carried.append(byte)
         return bytes(carried)
 
-    def __enter__(self) -> "SerialLine":
+    def __enter__(self) -> SerialLine:
         return self
 
     def __exit__(self, *_: object) -> None:
