@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from midge.access import Desk
 from midge.admitting import RulesLoader, allows_anonymous, limits_of
+from midge.announcing import Announcing
 from midge.bridge import Bridge
 from midge.checks import check_access
 from midge.config import Bridge as BridgeSection
@@ -75,6 +76,7 @@ class Server:
         self._waiting: list[Connection] = []  # with output that rests on a commit
         self._held: list[Connection] = []  # that are not read from until the store has caught up
         self._turns = Turns(self.broker, self._wait_for_commit, self._write_soon if self._store else None)
+        self._announcing: Announcing | None = None
         self._bridges: list[Bridge] = []
         self._sys_topics = SysTopics(self.broker)
         self._sys_timer: asyncio.TimerHandle | None = None
@@ -88,6 +90,8 @@ class Server:
         self._turns.start(self._loop)
         if self._store is not None:
             self.broker.restore(self._store.load(), self.now())
+        for bridge in self.config.bridge:  # first, so that nothing is published before their sessions are there
+            self._start_bridge(bridge)
         for listener in self._listeners:
             try:
                 await listener.start()
@@ -96,9 +100,9 @@ class Server:
                 where = section.path if section.type == "unix" else f"{section.bind}:{section.port}"
                 raise cannot_listen(where, error) from error
             self.addresses.append(listener.address)
-        for bridge in self.config.bridge:
-            self._start_bridge(bridge)
         self._update_sys()
+        self._announcing = Announcing(self.config, self._listeners)
+        self._announcing.start()
         if self.config.http.port is not None:
             await self._start_monitoring(self.config.http.bind, self.config.http.port)
         self._phase = ""
@@ -124,7 +128,8 @@ class Server:
         self.monitoring_address = f"http://{host_of_url(bind)}:{port}"
 
     def _start_bridge(self, section: BridgeSection) -> None:
-        bridge = Bridge(section, self.broker, self.end_turn_soon, self.now, self._tell_bridge)
+        path = self.config.path
+        bridge = Bridge(section, self.broker, self.end_turn_soon, self.now, self._tell_bridge, path)
         self._bridges.append(bridge)
         self._tell_bridge(bridge)
         bridge.start()
@@ -201,6 +206,8 @@ class Server:
     async def stop(self) -> None:
         """Tell the clients, write what is unwritten, close."""
         self._phase = "it is stopping"
+        if self._announcing is not None:
+            await self._announcing.stop()
         for listener in self._listeners:
             listener.close()
         for bridge in self._bridges:

@@ -2,6 +2,6 @@
 Knows MQTT as a client of both sides; stores nothing itself.
 """
 
-from midge.bridge.link import Bridge
+from midge.bridge.bridge import Bridge
 
 __all__ = ["Bridge"]

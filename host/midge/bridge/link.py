@@ -1,4 +1,4 @@
-"""One bridge: a client of the remote broker and a client of our core, wired together packet by packet.
+"""One connection to the remote broker: a client of it, wired packet by packet to a client of our core.
 Knows no storage: the sessions on both sides hold whatever is under way.
 
 Every packet that belongs to an exchange crosses with the packet identifier that it came with: a PUBLISH
@@ -12,130 +12,92 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import socket
+import math
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from midge.bridge.rules import Rules
-from midge.config import Bridge as Section
-from midge.core.broker import Broker
-from midge.core.connection import Connection
+from midge.bridge.echo import PROBE_TIMEOUT_S
+from midge.bridge.local import Local
+from midge.bridge.sync import RetainedSync
+from midge.core.passage import BRIDGE
+from midge.core.session import NEVER_EXPIRES
 from midge.protocol import packets as p
 from midge.protocol.decoder import Decoder
 from midge.protocol.encoder import encode
+from midge.protocol.reasons import ReasonCode
+
+if TYPE_CHECKING:
+    from midge.bridge.bridge import Bridge
 
 log = logging.getLogger("midge.bridge")
 
-_VERSION = 4  # 3.1.1: what the brokers on the boards speak
-# s for TCP's handshake, and again for CONNACK.
+# s for TCP's handshake (and TLS's), and again for CONNACK.
 _CONNECT_TIMEOUT_S = 10.0
 # bytes that may wait for the remote broker before QoS 0 is dropped; QoS 1 and 2 are bounded by the window.
 _WRITE_BUFFER_HIGH = 256 * 1024
+# s without a message, with nothing left to bring, until a "periodic" bridge leaves. A board that was woken by
+# what we brought may want to answer.
+_QUIET_S = 0.5
 
 
-class Bridge:
-    """Keeps one `[[bridge]]` connected. `start`, then `stop`; both once."""
-
-    def __init__(
-        self,
-        section: Section,
-        broker: Broker,
-        end_turn_soon: Callable[[], None],
-        now: Callable[[], float],
-        changed: Callable[[Bridge], None],
-    ) -> None:
-        """*changed* is called when `is_connected` has."""
-        self.section = section
-        self.broker = broker
-        self.end_turn_soon = end_turn_soon
-        self.now = now
-        self.inward = Rules.inward(section.topics)
-        self.outward = Rules.outward(section.topics)
-        self.local_client_id = f"bridge/{section.name}"
-        # As Mosquitto's remote_clientid: two laptops that bridge the same board are two clients.
-        self.remote_client_id = section.client_id or f"{socket.gethostname()}.{section.name}"
-        self.is_subscribed = False  # the remote session has our filters, as far as this process knows
-        self.is_connected = False  # the remote broker has let us in; set and cleared by the link
-        self._changed = changed
-        self._task: asyncio.Task[None] | None = None
-
-    def set_connected(self, is_connected: bool) -> None:
-        if is_connected != self.is_connected:
-            self.is_connected = is_connected
-            self._changed(self)
-
-    def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            try:
-                await self._task
-            except asyncio.CancelledError:
-                pass
-
-    async def _run(self) -> None:
-        section = self.section
-        wait_s = section.reconnect_min
-        last_reason = ""
-        while True:
-            link = _Link(self)
-            try:
-                reason = await link.run()
-            finally:
-                self.set_connected(False)
-            if link.is_cleaning:
-                log.info("bridge %s: ended what an earlier store of ours had under way", section.name)
-                continue
-            if link.was_up:
-                wait_s = section.reconnect_min
-            if reason != last_reason or link.was_up:  # an absent board is worth one line, not one a second
-                log.warning("bridge %s to %s: %s", section.name, section.address, reason)
-            last_reason = reason
-            # Jitter, so that bridges that lost the same board don't come back in step.
-            await asyncio.sleep(wait_s * random.uniform(0.8, 1.2))
-            wait_s = min(wait_s * 2, section.reconnect_max)
-
-
-class _Link(asyncio.Protocol):
-    """One connection of a bridge, from TCP's handshake to its end."""
+class Link(asyncio.Protocol):
+    """From the transport's beginning to its end."""
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
-        self._decoder = Decoder("client", _VERSION, max_packet_size=bridge.broker.limits.max_packet_size)
+        self.version = bridge.version
+        self._decoder = Decoder("client", self.version, max_packet_size=bridge.broker.limits.max_packet_size)
         self._transport: asyncio.Transport | None = None
-        self._local: _Local | None = None  # opened by CONNACK
+        self._local: Local | None = None  # opened by CONNACK
+        self._sync: RetainedSync | None = None  # set by SUBACK
+        self._keep_alive_s = bridge.section.keep_alive
         self._is_paused = False
+        self._is_retain_available = True
         self._output: list[bytes] = []
-        self._skipped: set[int] = set()  # QoS 2 messages of ours that no rule takes out any more
+        self._skipped: set[int] = set()  # QoS 2 messages of ours that the remote broker isn't to get
         self._last_received = 0.0
         self._last_sent = 0.0
-        self.is_cleaning = False  # this connection only ends an old session on the remote side
-        self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._last_message = 0.0  # when a PUBLISH went either way
+        self._pings = 0  # PINGREQs without an answer
+        self._was_told_of_refusal: set[int] = set()  # reason codes that stand in the log
+        # Sent on this connection and not acknowledged: packet identifier, (bytes, topic).
+        self.unacknowledged: dict[int, tuple[int, str]] = {}
+        self.acknowledged = 0  # messages that the remote broker has taken on this connection
+        self.is_cleaning = False  # this connection is only to end an old session on the remote side ...
+        self.has_cleaned = False  # ... and has
+        self.is_done = False  # it has ended because there was nothing left to do
         self.was_up = False
+        self.is_too_new = False  # the remote broker doesn't speak our version
+        self.was_closed_at_once = False  # connected, and closed without a packet
+        self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     # -- its life --
 
     async def run(self) -> str:
         """Connect, work until the connection ends; the reason why it ended."""
-        loop = asyncio.get_running_loop()
-        section = self._bridge.section
         watch: asyncio.Task[None] | None = None
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-                await loop.create_connection(lambda: self, section.host, section.port)
-            watch = loop.create_task(self._watch())
+                await self._bridge.connect(self._bridge.address, self)
+            watch = asyncio.get_running_loop().create_task(self._watch())
             return await self._ended
         except TimeoutError:
             return f"no connection within {_CONNECT_TIMEOUT_S:.0f} s"
         except OSError as error:
-            return error.strerror or str(error)
+            file = f"{error.filename}: " if error.filename else ""
+            return f"{file}{error.strerror or error}"
         finally:
             if watch is not None:
                 watch.cancel()
             self._close()
+
+    def leave(self) -> None:
+        """We end it: say so, instead of leaving the will to do it."""
+        if self.was_up and not self._ended.done():
+            self._notify("0")
+            self._send(p.Disconnect(0, None))
+            self._flush()
+            self._end("we leave")
 
     def _close(self) -> None:
         if self._local is not None:
@@ -149,50 +111,76 @@ class _Link(asyncio.Protocol):
             self._ended.set_result(reason)
 
     async def _watch(self) -> None:
-        """The deadline for CONNACK, then the keep alive: PINGREQ when nothing else was sent."""
-        await asyncio.sleep(_CONNECT_TIMEOUT_S)
-        if not self.was_up and not self.is_cleaning:
+        """The deadline for CONNACK."""
+        await asyncio.wait([self._ended], timeout=_CONNECT_TIMEOUT_S)
+        if not self.was_up:
             self._end(f"no CONNACK within {_CONNECT_TIMEOUT_S:.0f} s")
-        keep_alive_s = self._bridge.section.keep_alive
-        while True:
-            now = self._bridge.now()
-            if now - self._last_received > keep_alive_s * 1.5:
-                self._end(f"nothing received for {keep_alive_s * 1.5:.0f} s")
-                return
-            if now - max(self._last_sent, self._last_received) >= keep_alive_s / 2:
-                self._send(p.Pingreq())
-                self._flush()
-            await asyncio.sleep(keep_alive_s / 4)
 
-    # -- the remote side --
+    def _check_time(self) -> None:
+        """The keep alive, and whether there is anything left to do; looked at several times in its interval."""
+        if self._ended.done():
+            return
+        now = self._bridge.now()
+        if now - self._last_received > self._keep_alive_s * 1.5:
+            self._end(f"nothing received for {self._keep_alive_s * 1.5:.0f} s")
+            return
+        if now - max(self._last_sent, self._last_received) >= self._keep_alive_s / 2:
+            self._ping()
+            self._flush()
+        quiet_s = now - self._last_message
+        if self._bridge.owed == 0 and self._pings == 0 and quiet_s >= self._stays_s:
+            self.is_done = True
+            self.leave()
+        asyncio.get_running_loop().call_later(self._check_interval_s, self._check_time)
+
+    @property
+    def _stays_s(self) -> float:
+        """How long it stays without a message."""
+        section = self._bridge.section
+        return {"always": math.inf, "on-demand": section.idle_timeout, "periodic": _QUIET_S}[section.start]
+
+    @property
+    def _check_interval_s(self) -> float:
+        return min(self._stays_s / 2, self._keep_alive_s / 4)
+
+    # -- bytes --
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports have the methods of asyncio.Transport without being its subclasses.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_HIGH)
         self._last_received = self._bridge.now()
-        self.is_cleaning = self._must_clean()
+        # Our session is new: its packet identifiers start at 1 again, and the remote broker must not
+        # take one for the rest of an old QoS 2 exchange and drop the message as a duplicate.
+        self.is_cleaning = self._bridge.outward.has_qos2 and self._bridge.is_session_new
         self._send(self._connect_packet(self.is_cleaning))
         self._flush()
 
-    def _must_clean(self) -> bool:
-        # Our session is new: its packet identifiers start at 1 again, and the remote broker must not
-        # take one for the rest of an old QoS 2 exchange and drop the message as a duplicate.
-        bridge = self._bridge
-        return bridge.outward.has_qos2 and bridge.local_client_id not in bridge.broker.sessions
-
     def _connect_packet(self, clean_start: bool) -> p.Connect:
-        section = self._bridge.section
+        bridge = self._bridge
+        section = bridge.section
+        properties: p.Properties = {}
+        if self.version == 5:
+            limits = bridge.broker.limits
+            properties = {
+                "session_expiry_interval": 0 if clean_start else NEVER_EXPIRES,
+                "receive_maximum": limits.receive_maximum,
+                "maximum_packet_size": limits.max_packet_size,
+                "user_property": [(BRIDGE, "1")],
+            }
+        will = None
+        if section.notifications and not clean_start:
+            will = p.Will(self._notification_topic, b"0", 1, True)
         return p.Connect(
-            client_id=self._bridge.remote_client_id,
+            client_id=bridge.remote_client_id,
             clean_start=clean_start,
             keep_alive_s=section.keep_alive,
-            level=_VERSION,
-            is_bridge=True,
-            will=None,
+            level=self.version,
+            is_bridge=self.version != 5,
+            will=will,
             username=section.username,
             password=None if section.password is None else section.password.encode(),
-            properties={},
+            properties=properties,
         )
 
     def data_received(self, data: bytes) -> None:
@@ -202,11 +190,14 @@ class _Link(asyncio.Protocol):
             if handler is not None:
                 handler(self, packet)
         if self._decoder.error is not None:
+            # A broker that knows only 3.1.1 refuses in 3.1.1.
+            self.is_too_new = self.version == 5 and not self.was_up
             self._end(f"the remote broker sent a bad packet: {self._decoder.error}")
         self._flush()
         self._bridge.end_turn_soon()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.was_closed_at_once = not self._ended.done() and not self.was_up
         self._end(f"connection lost{f': {exc}' if exc else ''}")
 
     def pause_writing(self) -> None:
@@ -215,8 +206,17 @@ class _Link(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._is_paused = False
 
+    def hold_reading(self, hold: bool) -> None:
+        """Our store can't keep up, or can again."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if hold:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
     def _send(self, packet: p.Packet) -> None:
-        self._output.append(encode(packet, _VERSION))
+        self._output.append(encode(packet, self.version))
 
     def _flush(self) -> None:
         if self._output and self._transport is not None and not self._transport.is_closing():
@@ -224,31 +224,73 @@ class _Link(asyncio.Protocol):
             self._last_sent = self._bridge.now()
         self._output = []
 
+    def _ping(self) -> None:
+        self._pings += 1
+        self._send(p.Pingreq())
+
+    # -- from the remote broker --
+
     def _on_connack(self, packet: p.Connack) -> None:
-        if packet.reason_code:
-            self._end(
-                f"refused by the remote broker: {_CONNACK_REASONS.get(packet.reason_code, packet.reason_code)}"
-            )
-            return
         bridge = self._bridge
+        if packet.reason_code:
+            self.is_too_new = packet.reason_code == ReasonCode.UNSUPPORTED_PROTOCOL_VERSION
+            self._end(f"refused by the remote broker: {_reason(packet.reason_code, _CONNACK_REASONS)}")
+            return
         if self.is_cleaning:
-            _Local(bridge, self).close()  # our session exists from now on
-            bridge.end_turn_soon()
+            bridge.is_session_new = False
+            self.has_cleaned = True
             self._send(p.Disconnect(0, None))
             self._flush()
             self._end("cleaned")
             return
         self.was_up = True
+        self._last_message = self._last_received
+        bridge.is_session_new = False
         bridge.set_connected(True)
-        log.info("bridge %s to %s: connected", bridge.section.name, bridge.section.address)
+        log.info("bridge %s to %s: connected", bridge.section.name, bridge.address)
+        properties = packet.properties or {}
+        self._is_retain_available = bool(properties.get("retain_available", 1))
+        self._keep_alive_s = properties.get("server_keep_alive", self._keep_alive_s) or self._keep_alive_s
+        largest = [
+            size
+            for size in (bridge.section.max_packet_size, properties.get("maximum_packet_size"))
+            if size is not None
+        ]
+        self._local = Local(
+            bridge,
+            self,
+            self.version,
+            properties.get("receive_maximum", 65_535),
+            max(1, min(largest) - max(0, bridge.outward.growth)) if largest else None,
+        )
         if not packet.session_present:
-            bridge.is_subscribed = False
-        self._local = _Local(bridge, self)
-        self._local.open(remote_is_new=not packet.session_present)
+            self._local.forget_received()
+        self._local.subscribe(tell_retained=bridge.owes_retained or not packet.session_present)
+        bridge.owes_retained = False
+        self._notify("1")
+        self._subscribe()
+        self._check_time()
+
+    def _subscribe(self) -> None:
+        """At each connection: the session there may be of an older configuration, and the answer, what is retained,
+        tells what changed at QoS 0 while we were away. Mosquitto's bridges do the same."""
+        bridge = self._bridge
         wanted = bridge.inward.subscriptions()
-        if wanted and not bridge.is_subscribed:
-            subscriptions = [p.Subscription(name, qos, False, False, 0) for name, qos in wanted.items()]
-            self._send(p.Subscribe(1, subscriptions, None))
+        if not wanted:
+            return
+        is_5 = self.version == 5
+        subscriptions = [p.Subscription(name, qos, is_5, is_5, 0) for name, qos in wanted.items()]
+        if self._may_echo:
+            subscriptions.append(p.Subscription(bridge.echo.probe_topic, 0, is_5, False, 2 if is_5 else 0))
+        self._send(p.Subscribe(1, subscriptions, None))
+        if self._may_echo:
+            self._send(p.Publish(bridge.echo.probe_topic, b"", 0))
+        self._ping()  # its answer comes after what is retained
+
+    @property
+    def _may_echo(self) -> bool:
+        # [MQTT-3.8.3-3] of 5.0, No Local, is every broker's duty.
+        return self.version != 5 and self._bridge.may_echo
 
     def _on_suback(self, packet: p.Suback) -> None:
         bridge = self._bridge
@@ -261,34 +303,88 @@ class _Link(asyncio.Protocol):
             log.error(
                 "bridge %s: the remote broker refuses to send %s", bridge.section.name, ", ".join(refused)
             )
-        bridge.is_subscribed = not refused
+        if self._local is not None:
+            self._sync = RetainedSync(bridge, self._local.retained_under_way())
 
     def _on_remote_publish(self, packet: p.Publish) -> None:
+        bridge = self._bridge
         if self._local is None:
             self._end("the remote broker sent PUBLISH before CONNACK")
             return
-        topic = self._bridge.inward.map(packet.topic)
-        if topic is not None:
-            packet.topic = topic
-            self._local.send(packet)
-        elif packet.qos == 1:  # a subscription of an older configuration
-            self._send(p.Puback(packet.packet_id))
-        elif packet.qos == 2:
-            self._send(p.Pubrec(packet.packet_id))  # its PUBREL, unknown to the core, is answered there
+        self._last_message = self._last_received
+        if packet.topic == bridge.echo.probe_topic:
+            self._found_echo()
+            return
+        topic = bridge.inward.map(packet.topic)
+        if topic is None or self._is_known(packet, topic):
+            # Nothing for us: of an older configuration, or what we have. Its PUBREL, unknown to the core, is
+            # answered there.
+            if packet.qos:
+                self._send(p.Puback(packet.packet_id) if packet.qos == 1 else p.Pubrec(packet.packet_id))
+            return
+        packet.topic = topic
+        self._local.send(packet)
+
+    def _is_known(self, packet: p.Publish, topic: str) -> bool:
+        if self._sync is not None and packet.retain and self._sync.is_known(topic, packet.payload):
+            return True
+        # An echo that is sent again (DUP) was not acknowledged, so it was taken for no echo the first time.
+        return self.version != 5 and self._bridge.echo.is_ours(packet.topic, packet.payload)
+
+    def _on_acknowledgement(self, packet: p.Puback | p.Pubrec | p.Pubcomp) -> None:
+        """The remote broker has a message of ours, or refuses it."""
+        if packet.reason_code >= 0x80 and not isinstance(packet, p.Pubcomp):
+            if packet.reason_code == ReasonCode.QUOTA_EXCEEDED:
+                # It is full for now. Ours waits for it, in its order, until the next connection.
+                self._end("the remote broker is full: quota exceeded")
+                return
+            if packet.reason_code not in self._was_told_of_refusal:
+                self._was_told_of_refusal.add(packet.reason_code)
+                _, topic = self.unacknowledged.get(packet.packet_id, (0, "?"))
+                log.error(
+                    "bridge %s: the remote broker refuses %a: %s",
+                    self._bridge.section.name,
+                    topic,
+                    _reason(packet.reason_code),
+                )
+        self.acknowledged += 1
+        self.unacknowledged.pop(packet.packet_id, None)
+        self._pass_in(packet)
 
     def _pass_in(self, packet: p.Packet) -> None:
         """An acknowledgement, or PUBREL, from the remote broker to the core."""
         if self._local is not None:
             self._local.send(packet)
 
-    def _ignore(self, packet: p.Packet) -> None:
-        """PINGRESP: that something came is all it says."""
+    def _on_pingresp(self, packet: p.Pingresp) -> None:
+        self._pings = max(0, self._pings - 1)
+        if self._sync is not None:
+            self._sync.ends_soon(self._last_received)
+        if self._may_echo and self._bridge.echo.comes_back is None:
+            asyncio.get_running_loop().call_later(PROBE_TIMEOUT_S, self._found_no_echo)
 
-    # -- the local side --
+    def _found_echo(self) -> None:
+        bridge = self._bridge
+        if not bridge.echo.comes_back:
+            log.warning(
+                "bridge %s: a loop: the remote broker sends back what we send it, since it doesn't know bridges; "
+                "what comes back is dropped",
+                bridge.section.name,
+            )
+        bridge.echo.found(True)
 
-    def from_local(self, data: list[bytes], decoder: Decoder) -> None:
+    def _found_no_echo(self) -> None:
+        if self.was_up and not self._ended.done() and self._bridge.echo.comes_back is None:
+            self._bridge.echo.found(False)
+
+    def _on_remote_disconnect(self, packet: p.Disconnect) -> None:
+        self._end(f"the remote broker disconnects: {_reason(packet.reason_code)}")
+
+    # -- from our core --
+
+    def from_local(self, packets: list[p.Packet | p.PublishRun]) -> None:
         """What the core sends to this bridge."""
-        for packet in decoder.receive_data(b"".join(data)):
+        for packet in packets:
             if isinstance(packet, p.Publish):
                 self._on_local_publish(packet)
             elif isinstance(packet, p.Pubrel) and packet.packet_id in self._skipped:
@@ -299,16 +395,29 @@ class _Link(asyncio.Protocol):
         self._flush()
 
     def _on_local_publish(self, packet: p.Publish) -> None:
-        topic = self._bridge.outward.map(packet.topic)
-        if topic is not None:
-            if packet.qos or not self._is_paused:
-                packet.topic = topic
-                self._send(packet)
-        elif packet.qos == 1:  # queued under an older configuration
-            self._answer_local(p.Puback(packet.packet_id))
-        elif packet.qos == 2:
-            self._skipped.add(packet.packet_id)
-            self._answer_local(p.Pubrec(packet.packet_id))
+        bridge = self._bridge
+        topic = bridge.outward.map(packet.topic)
+        is_too_large = bool(packet.qos) and packet.packet_id == bridge.too_large
+        if topic is None or is_too_large:  # topic None: queued under an older configuration
+            if is_too_large:
+                bridge.too_large = None
+            if packet.qos == 1:
+                self._answer_local(p.Puback(packet.packet_id))
+            elif packet.qos == 2:
+                self._skipped.add(packet.packet_id)
+                self._answer_local(p.Pubrec(packet.packet_id))
+            return
+        if self._is_paused and not packet.qos:
+            bridge.broker.counters.dropped_output_full += 1
+            return
+        self._last_message = bridge.now()
+        packet.topic = topic
+        packet.retain = packet.retain and self._is_retain_available
+        if packet.qos:
+            self.unacknowledged[packet.packet_id] = (len(packet.payload), topic)
+        if self.version != 5 and bridge.may_echo and bridge.inward.covers(topic):
+            bridge.echo.sent(topic, packet.payload, self._last_message)
+        self._send(packet)
 
     def _answer_local(self, packet: p.Packet) -> None:
         self._pass_in(packet)
@@ -317,73 +426,24 @@ class _Link(asyncio.Protocol):
     def local_closed(self, reason: str) -> None:
         self._end(f"closed on our side: {reason}")
 
+    # -- notifications --
 
-class _Local:
-    """The bridge as a client of our own core, without a socket between them."""
+    @property
+    def _notification_topic(self) -> str:
+        return f"$SYS/broker/connection/{self._bridge.remote_client_id}/state"
 
-    def __init__(self, bridge: Bridge, link: _Link) -> None:
-        self._bridge = bridge
-        self._link: _Link | None = link
-        self._decoder = Decoder(
-            "client", _VERSION, max_packet_size=bridge.broker.limits.max_packet_size + 1024
-        )
-        self._core: Connection = bridge.broker.open(f"bridge {bridge.section.name}", self, bridge.now())
-        self._core.is_trusted = True  # whoever wrote the configuration has already allowed it
-        # Our own session goes first, so that it is there when what it is owed has to be kept.
-        self.send(
-            p.Connect(
-                client_id=bridge.local_client_id,
-                clean_start=False,
-                keep_alive_s=0,
-                level=_VERSION,
-                is_bridge=True,
-                will=None,
-                username=None,
-                password=None,
-                properties={},
-            )
-        )
+    def _notify(self, state: str) -> None:
+        if self._bridge.section.notifications and self._is_retain_available:
+            self._send(p.Publish(self._notification_topic, state.encode(), 0, True))
 
-    def open(self, remote_is_new: bool) -> None:
-        """Subscribe to what goes out, where the session hasn't already."""
-        session = self._core.session
-        assert session is not None
-        if remote_is_new:
-            # What the remote broker had under way is gone with its session; the same identifiers
-            # now belong to new messages.
-            for packet_id in list(session.received):
-                session.release(packet_id)
-        wanted = self._bridge.outward.subscriptions()
-        there = {name: subscription.qos for name, subscription in session.subscriptions.items()}
-        stale = [name for name in there if name not in wanted]
-        if stale:
-            self.send(p.Unsubscribe(1, stale))
-        missing = [
-            p.Subscription(name, qos, True, True, 0) for name, qos in wanted.items() if there.get(name) != qos
-        ]
-        if missing:
-            self.send(p.Subscribe(1, missing, None))
 
-    def send(self, packet: p.Packet) -> None:
-        self._core.receive_data(encode(packet, _VERSION), self._bridge.now())
-
-    def flush(self) -> None:
-        data = self._core.data_to_send()
-        link = self._link
-        if link is None:
-            return
-        if data:
-            link.from_local(data, self._decoder)
-        if self._core.is_closing and self._core.is_drained:
-            link.local_closed(self._core.close_reason)
-
-    def hold_reading(self, hold: bool) -> None:
-        """The remote broker is held by its own window: nothing is acknowledged before it is kept."""
-
-    def close(self) -> None:
-        self._link = None
-        self._core.lost(self._bridge.now())
-        self._bridge.end_turn_soon()
+def _reason(code: int, texts: dict[int, str] | None = None) -> str:
+    if texts is not None and code in texts:
+        return texts[code]
+    try:
+        return ReasonCode(code).name.lower().replace("_", " ")
+    except ValueError:
+        return f"code {code}"
 
 
 _CONNACK_REASONS = {  # MQTT 3.1.1 §3.2.2.3
@@ -394,12 +454,13 @@ _CONNACK_REASONS = {  # MQTT 3.1.1 §3.2.2.3
     5: "not authorized",
 }
 _FROM_REMOTE: dict[type, Callable[..., None]] = {
-    p.Connack: _Link._on_connack,
-    p.Suback: _Link._on_suback,
-    p.Publish: _Link._on_remote_publish,
-    p.Puback: _Link._pass_in,
-    p.Pubrec: _Link._pass_in,
-    p.Pubrel: _Link._pass_in,
-    p.Pubcomp: _Link._pass_in,
-    p.Pingresp: _Link._ignore,
+    p.Connack: Link._on_connack,
+    p.Suback: Link._on_suback,
+    p.Publish: Link._on_remote_publish,
+    p.Puback: Link._on_acknowledgement,
+    p.Pubrec: Link._on_acknowledgement,
+    p.Pubrel: Link._pass_in,
+    p.Pubcomp: Link._on_acknowledgement,
+    p.Pingresp: Link._on_pingresp,
+    p.Disconnect: Link._on_remote_disconnect,
 }

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from midge.config import BridgeTopic
 from midge.protocol.topics import matches
 
+# Topic names whose mapping is remembered, each direction; more topics only cost time.
+_MAPPED_MAX = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
@@ -22,7 +25,8 @@ class _Rule:
     def map(self, topic: str) -> str | None:
         if not matches(self.from_prefix + self.topic_filter, topic):
             return None
-        return self.to_prefix + topic[len(self.from_prefix) :]
+        # "sensors/#" matches "sensors" too, which has no name there once "sensors/" is taken away.
+        return self.to_prefix + topic[len(self.from_prefix) :] or None
 
 
 class Rules:
@@ -30,6 +34,7 @@ class Rules:
 
     def __init__(self, rules: list[_Rule]) -> None:
         self._rules = rules
+        self._mapped: dict[str, str | None] = {}
 
     @classmethod
     def inward(cls, topics: list[BridgeTopic]) -> Rules:
@@ -47,11 +52,19 @@ class Rules:
 
     def map(self, topic: str) -> str | None:
         """The topic name on the other side; None if no rule takes it there."""
-        for rule in self._rules:
-            mapped = rule.map(topic)
-            if mapped is not None:
-                return mapped
-        return None
+        try:
+            return self._mapped[topic]
+        except KeyError:
+            pass
+        mapped = next((found for rule in self._rules if (found := rule.map(topic)) is not None), None)
+        if len(self._mapped) >= _MAPPED_MAX:
+            self._mapped.clear()
+        self._mapped[topic] = mapped
+        return mapped
+
+    def covers(self, topic: str) -> bool:
+        """Whether *topic*, of the side that messages come from, is subscribed to there."""
+        return self.map(topic) is not None
 
     def subscriptions(self) -> dict[str, int]:
         """Topic filters to subscribe to on the side that messages come from, with their QoS."""
@@ -60,6 +73,13 @@ class Rules:
             topic_filter = rule.from_prefix + rule.topic_filter
             wanted[topic_filter] = max(rule.qos, wanted.get(topic_filter, 0))
         return wanted
+
+    @property
+    def growth(self) -> int:
+        """bytes by which a topic name can be longer on the other side."""
+        return max(
+            (len(rule.to_prefix.encode()) - len(rule.from_prefix.encode()) for rule in self._rules), default=0
+        )
 
     @property
     def has_qos2(self) -> bool:

@@ -12,6 +12,8 @@ COMMANDS = {
     "pub": "publish messages (options as mosquitto_pub's)",
     "sub": "subscribe and print what arrives (options as mosquitto_sub's)",
     "passwd": "manage a password file (options as mosquitto_passwd's)",
+    "bridge": "turn Mosquitto's bridges into ours (midge bridge import mosquitto.conf)",
+    "find": "list the brokers on the network and the boards on USB",
     "demo": "run the whole thing here: a broker, three simulated boards and what they say",
 }
 

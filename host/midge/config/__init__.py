@@ -5,10 +5,11 @@ A new key is one line in `keys.py`: the checks, the errors, `--print-config` and
 """
 
 from midge.config.access import AccessSection, JwtSection
-from midge.config.bridges import Bridge, BridgeTopic
+from midge.config.bridges import Address, Bridge, BridgeTopic, parse_address
 from midge.config.errors import ConfigError
 from midge.config.keys import (
     Config,
+    DiscoverySection,
     HttpSection,
     LimitsSection,
     Listener,
@@ -21,10 +22,12 @@ from midge.config.load import load, parse
 
 __all__ = [
     "AccessSection",
+    "Address",
     "Bridge",
     "BridgeTopic",
     "Config",
     "ConfigError",
+    "DiscoverySection",
     "HttpSection",
     "JwtSection",
     "LimitsSection",
@@ -35,4 +38,5 @@ __all__ = [
     "SysSection",
     "load",
     "parse",
+    "parse_address",
 ]

@@ -237,6 +237,22 @@ class SysSection(Section):
     )
 
 
+class DiscoverySection(Section):
+    """The broker tells the network where it is (mDNS, _mqtt._tcp), so that boards and bridges find it by name."""
+
+    announce: bool = key(True, "Announce the listeners that others can reach.")
+    name: str | None = key(
+        None,
+        "The name to announce; not set: midge on and this machine's name.",
+        example="workshop",
+        allowed="a text of at most 63 bytes without dots",
+        pattern=r"^[^.\x00-\x1f]{1,63}$",
+    )
+    interfaces: list[str] = key(
+        [], "This machine's addresses on whose networks to announce; empty: all but the loopback."
+    )
+
+
 class HttpSection(Section):
     """For monitoring: /metrics (Prometheus), /healthz and /readyz. Off until a port is set; it asks nobody
     who they are, so bind it where only monitoring gets."""
@@ -260,6 +276,7 @@ class Config(Section):
     access: AccessSection = AccessSection()
     limits: LimitsSection = LimitsSection()
     sys: SysSection = SysSection()
+    discovery: DiscoverySection = DiscoverySection()
     http: HttpSection = HttpSection()
     log: LogSection = LogSection()
     bridge: list[Bridge] = key([], "")

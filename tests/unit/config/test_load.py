@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from midge.config import ConfigError, load
+from midge.config import ConfigError, load, parse_address
+from midge.config.bridges import ADDRESSES
 from midge.core.limits import Limits
 
 
@@ -62,7 +63,7 @@ def test_the_keys_that_other_programs_rely_on_are_read(tmp_path: Path) -> None:
     )
     assert config.core_limits().max_queued_messages == 10
     (bridge,) = config.bridge
-    assert (bridge.host, bridge.port) == ("kitchen.local", 1883)
+    assert parse_address(bridge.address)[1:3] == ("kitchen.local", 1883)
     assert [topic.direction for topic in bridge.topics] == ["in", "out"]
 
 
@@ -90,11 +91,11 @@ def test_the_keys_that_other_programs_rely_on_are_read(tmp_path: Path) -> None:
         ("[[store]]\npath = 'x'", "1: store: write [store], with one bracket: there is only one"),
         (
             "[[bridge]]\nname = 'a'\ntopics = [{filter='#'}]",
-            "1: bridge[1].address: must be given: mqtt://HOST or mqtt://HOST:PORT",
+            f"1: bridge[1].address: must be given: {ADDRESSES}",
         ),
         (
             "[[bridge]]\nname = 'a'\naddress = 'kitchen'\ntopics = [{filter='#'}]",
-            '3: bridge[1].address: "kitchen" is not allowed: must be mqtt://HOST or mqtt://HOST:PORT',
+            f'3: bridge[1].address: "kitchen" is not allowed: must be {ADDRESSES}',
         ),
         (
             "[[bridge]]\nname = 'a'\naddress = 'mqtt://h'\ntopics = [\n  {filter='a'},\n  {filter='a#'}]",

@@ -1,0 +1,131 @@
+"""How a bridge reaches the other broker: one dialler for each scheme of address, each gives the protocol a transport.
+Knows addresses, TLS and WebSockets, nothing of MQTT.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from midge.config import Address, parse_address
+from midge.config import Bridge as Section
+
+# Connects a protocol to the broker at an address; returns once `connection_made` was called. OSError (ssl.SSLError
+# and socket.gaierror are some): there is none to be had.
+Connect = Callable[[str, asyncio.Protocol], Awaitable[None]]
+
+
+class Dialler:
+    """Connects one bridge; `path` makes the paths in its section absolute."""
+
+    def __init__(self, section: Section, path: Callable[[str], Path]) -> None:
+        self._section = section
+        self._path = path
+        self._context: ssl.SSLContext | None = None
+        self._tasks: set[asyncio.Task[None]] = set()  # of WebSockets, so that nobody collects them
+
+    async def connect(self, address: str, protocol: asyncio.Protocol) -> None:
+        await _DIALLERS[parse_address(address).scheme](self, parse_address(address), protocol)
+
+    async def _tcp(self, address: Address, protocol: asyncio.Protocol) -> None:
+        context = self._tls_context() if address.is_tls else None
+        error: OSError | None = None
+        for host in await _hosts(address.host):
+            try:
+                await asyncio.get_running_loop().create_connection(
+                    lambda: protocol,
+                    host,
+                    address.port,
+                    ssl=context,
+                    server_hostname=address.host if context is not None else None,
+                )
+                return
+            except OSError as failure:
+                error = failure
+        raise error or OSError(f"nobody knows where {address.host} is")
+
+    async def _websocket(self, address: Address, protocol: asyncio.Protocol) -> None:
+        import aiohttp  # only where a bridge has such an address
+
+        from midge.websocket import SUBPROTOCOLS, WebSocketTransport
+
+        (host, *_) = await _hosts(address.host)
+        host = f"[{host}]" if ":" in host else host
+        url = f"{address.scheme}://{host}:{address.port}{address.path}"
+        session = aiohttp.ClientSession()
+        try:
+            socket = await session.ws_connect(
+                url,
+                protocols=SUBPROTOCOLS,
+                max_msg_size=0,  # MQTT has its own limit of a packet
+                ssl=self._tls_context() if address.is_tls else True,
+                server_hostname=address.host if address.is_tls else None,
+            )
+        except aiohttp.ClientError as error:
+            await session.close()
+            raise OSError(None, str(error) or type(error).__name__) from None
+        except BaseException:
+            await session.close()
+            raise
+        transport = WebSocketTransport(socket, socket.get_extra_info("transport"))
+
+        async def run() -> None:
+            try:
+                await transport.run(protocol)
+            finally:
+                await session.close()
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.sleep(0)  # `run` begins, and with it the connection
+
+    def _tls_context(self) -> ssl.SSLContext:
+        """TLS 1.2 and 1.3. OSError: a file can't be used."""
+        if self._context is None:
+            section = self._section
+            cafile = self._file(section.cafile)
+            certfile, keyfile = self._file(section.certfile), self._file(section.keyfile)
+            try:
+                context = ssl.create_default_context(cafile=cafile)
+                context.minimum_version = ssl.TLSVersion.TLSv1_2
+                context.check_hostname = section.check_hostname
+                if certfile is not None:
+                    context.load_cert_chain(certfile, keyfile, password=lambda: b"")
+            except ssl.SSLError as error:
+                raise OSError(None, f"not usable for TLS: {error.reason or error}", section.cafile) from None
+            self._context = context
+        return self._context
+
+    def _file(self, name: str | None) -> Path | None:
+        if name is None:
+            return None
+        path = self._path(name)
+        path.open("rb").close()  # its error names the file, OpenSSL's doesn't
+        return path
+
+
+async def _hosts(host: str) -> list[str]:
+    """*host*, or its addresses where it ends in .local and the system doesn't know it: not every one asks by mDNS."""
+    if not host.endswith(".local"):
+        return [host]
+    try:
+        await asyncio.get_running_loop().getaddrinfo(host, None)
+        return [host]
+    except OSError:
+        from midge.mdns import resolve
+
+        found = await resolve(host)
+        if not found:
+            raise OSError(f"{host} isn't known to the system, nor does it answer by mDNS") from None
+        return found
+
+
+_DIALLERS: dict[str, Callable[[Dialler, Address, asyncio.Protocol], Awaitable[None]]] = {
+    "mqtt": Dialler._tcp,
+    "mqtts": Dialler._tcp,
+    "ws": Dialler._websocket,
+    "wss": Dialler._websocket,
+}

@@ -1,0 +1,81 @@
+"""No loops: however brokers are linked, each message reaches each subscriber once, and then it is quiet."""
+
+from pathlib import Path
+
+import pytest
+
+from brokers import free_port, needs_mosquitto, start_board, start_host, start_mosquitto
+
+from .bridging import (
+    connected,
+    each_gets_each_once,
+    links_carry,
+    mosquitto_section,
+    section,
+    start_bridging,
+)
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.mark.parametrize("version", ["3.1.1", "5.0"])
+def test_two_brokers_and_one_bridge(tmp_path: Path, until_the_end, version: str) -> None:
+    there = until_the_end.enter_context(start_host())
+    here = until_the_end.enter_context(start_bridging(tmp_path, section("b", there.port, version=version)))
+    connected(here)
+    each_gets_each_once(here, there)
+
+
+def test_two_brokers_that_bridge_each_other(tmp_path: Path, until_the_end) -> None:
+    ports = free_port(), free_port()
+    brokers = [
+        until_the_end.enter_context(
+            start_bridging(tmp_path / str(i), section(f"to{1 - i}", ports[1 - i]), port=ports[i])
+        )
+        for i in range(2)
+    ]
+    connected(*brokers)
+    each_gets_each_once(*brokers)
+
+
+def test_three_in_a_ring(tmp_path: Path, until_the_end) -> None:
+    ports = [free_port() for _ in range(3)]
+    brokers = [
+        until_the_end.enter_context(
+            start_bridging(tmp_path / str(i), section(f"to{(i + 1) % 3}", ports[(i + 1) % 3]), port=ports[i])
+        )
+        for i in range(3)
+    ]
+    connected(*brokers)
+    each_gets_each_once(*brokers)
+
+
+def test_a_board_bridged_by_two_laptops(tmp_path: Path, until_the_end) -> None:
+    board = until_the_end.enter_context(start_board())
+    laptops = [
+        until_the_end.enter_context(
+            start_bridging(tmp_path / str(i), section("board", board.port, client_id=f"laptop{i}"))
+        )
+        for i in range(2)
+    ]
+    connected(*laptops)
+    each_gets_each_once(board, *laptops, messages=5)
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("version", ["3.1.1", "5.0"])
+def test_mosquitto_as_the_other_side(tmp_path: Path, until_the_end, version: str) -> None:
+    there = until_the_end.enter_context(start_mosquitto())
+    here = until_the_end.enter_context(start_bridging(tmp_path, section("b", there.port, version=version)))
+    connected(here)
+    each_gets_each_once(here, there)
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("version", ["mqttv311", "mqttv50"])
+def test_mosquitto_bridges_to_us(until_the_end, version: str) -> None:
+    here = until_the_end.enter_context(start_host())
+    conf = mosquitto_section("m", here.port, "topic # both 2", f"bridge_protocol_version {version}")
+    there = until_the_end.enter_context(start_mosquitto(conf))
+    links_carry(here, there)
+    each_gets_each_once(here, there)
