@@ -91,7 +91,8 @@ class Broker:
         ready, self.ready = self.ready, []
         if self.changes is not None:
             for connection in ready:
-                connection.end_turn(self.changes)
+                if connection.rests or connection.held:
+                    connection.end_turn(self.changes)
         return ready
 
     def take_batch(self) -> Batch | None:
@@ -274,25 +275,28 @@ class Broker:
         return permissions is None or permissions.may_publish(topic)
 
     def publish_run(self, connection: Connection, run: p.PublishRun, now: float) -> None:
-        """QoS 0, no retain, no properties, one topic name: what came is passed on as it is."""
-        topic = run.topic
+        """Messages at QoS 0 that came together on one topic name."""
+        self.counters.messages_received += run.count - 1  # the run itself was counted as one
+        self.publish_plain(connection, run.topic, run.wire, run.count, now)
+
+    def publish_plain(self, connection: Connection, topic: str, wire: bytes, count: int, now: float) -> None:
+        """QoS 0, no retain, no properties, one topic name: the *count* packets are passed on as they came."""
         version = connection.version
-        if not self.may_publish(connection, topic):
+        publisher = connection.session
+        if publisher is None:
+            return
+        if (publisher.permissions is not None or topic[0] == "$") and not self._session_may_publish(publisher, topic):
             return
         counters = self.counters
-        count = run.count
         # Short packets have 4 bytes beside topic and payload (5.0: an empty property length more); those of
         # more than 127 bytes a byte or two more, which isn't worth looking at each.
-        payload_bytes = len(run.wire) - count * (len(topic) + version)
-        counters.messages_received += count - 1  # the run itself was counted as one
+        payload_bytes = len(wire) - count * (len(topic) + version)
         counters.publish_received += count
         counters.publish_bytes_received += payload_bytes
-        publisher = connection.session
-        wire = run.wire
         copies = 0
-        route = self.routing.route(topic)
-        if route.bridges or (publisher is not None and publisher.is_bridge):
-            for packet in run.publishes(version):
+        route = self.routing.known.get(topic) or self.routing.route(topic)
+        if route.bridges or publisher.is_bridge:
+            for packet in p.PublishRun(topic, wire, count).publishes(version):
                 self.publish(Message(topic, packet.payload, 0), publisher, now)
             return
         for target in route.targets:
@@ -311,14 +315,14 @@ class Broker:
                 peer.out.append(wire)
                 copies += 1
             else:
-                for packet in run.publishes(version):
+                for packet in p.PublishRun(topic, wire, count).publishes(version):
                     message = Message(topic, packet.payload, 0)
                     peer.send_qos0(message, False, target.identifiers, now)
         counters.publish_sent += count * copies
         counters.publish_bytes_sent += payload_bytes * copies
         counters.messages_sent += (count - 1) * copies  # whoever writes it counts one
         if route.groups:
-            for packet in run.publishes(version):
+            for packet in p.PublishRun(topic, wire, count).publishes(version):
                 self._publish_shared(Message(topic, packet.payload, 0), route.groups, now)
 
     def publish(self, message: Message, publisher: Session | None, now: float) -> int:

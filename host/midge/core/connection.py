@@ -5,7 +5,6 @@ Knows neither socket nor clock: bytes and times are handed in, `data_to_send` is
 from __future__ import annotations
 
 import struct
-from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from midge.core import admission
@@ -75,8 +74,6 @@ class Connection:
 
     __slots__ = (
         "_deferred",
-        "_held",
-        "_rests",
         "access",
         "address",
         "aliases",
@@ -85,6 +82,7 @@ class Connection:
         "decoder",
         "exchange",
         "expiry_timer",
+        "held",
         "holds",
         "identity",
         "is_bridge",
@@ -105,6 +103,7 @@ class Connection:
         "rate_timer",
         "receive_maximum",
         "refusal",
+        "rests",
         "sent_aliases",
         "session",
         "timer",
@@ -158,10 +157,10 @@ class Connection:
         self.is_ping_waiting = False  # a PINGREQ whose answer waits for the queue (the drained marker)
         self.ping_timer: Timer | None = None
         self.out: list[bytes] = []  # this turn's output
-        self._rests = False  # this turn's output must not leave before this turn's commit
-        self._held: deque[tuple[int, list[bytes]]] = deque()  # (batch that it rests on, output)
+        self.rests = False  # this turn's output must not leave before this turn's commit
+        self.held: list[tuple[int, list[bytes]]] = []  # (batch that it rests on, output), oldest first
         self.is_paused = False  # set and cleared by the owner: the peer reads too slowly
-        self.output_bytes = 0  # in `out` and `_held` while paused
+        self.output_bytes = 0  # in `out` and `held` while paused
         self.is_closing = False
         self.close_reason = ""
 
@@ -180,6 +179,8 @@ class Connection:
             return
         self.last_received = now
         self.broker.counters.bytes_received += len(data)
+        if self.session is not None and self.rate is None and data and self._receive_sole(data, now):
+            return
         packets = self.decoder.receive_data(data)
         self.broker.counters.messages_received += len(packets)
         if self.rate is not None:
@@ -188,6 +189,29 @@ class Connection:
             self._handle_first(packets, now)
         else:
             self._handle(packets, now)
+
+    def _receive_sole(self, data: bytes, now: float) -> bool:
+        """Whether *data* was a single small packet of the most frequent kinds, handled without any detour."""
+        first = data[0]
+        try:
+            if first == 0x30:
+                topic = self.decoder.sole_publish(data)
+                if not topic:
+                    return False
+                self.broker.counters.messages_received += 1
+                self.broker.publish_plain(self, topic, data, 1, now)
+                return True
+            if first == 0x40:
+                packet_id = self.decoder.sole_puback(data)
+                if not packet_id:
+                    return False
+                self.broker.counters.messages_received += 1
+                self.session.puback(packet_id, now)  # type: ignore[union-attr]
+                return True
+        except ProtocolError as error:
+            self.fail(error)
+            return True
+        return False
 
     def set_limits(self, limits: Limits) -> None:
         """They have changed. What CONNACK announced stays."""
@@ -307,7 +331,7 @@ class Connection:
         self.plain_version = 0
         self.owner = _GONE  # so that neither keeps the other until the garbage collector comes
         self.out.clear()
-        self._held.clear()
+        self.held.clear()
         for timer in (self.timer, self.ping_timer, self.expiry_timer, self.rate_timer):
             if timer is not None:
                 timer.cancel()
@@ -317,14 +341,14 @@ class Connection:
 
     def data_to_send(self) -> list[bytes]:
         """What may leave now, in order; empty if it still rests on a commit."""
-        held = self._held
+        held = self.held
         if not held:
             data, self.out = self.out, []
         else:
             data = []
             committed = self.broker.committed_batch
             while held and held[0][0] <= committed:
-                data += held.popleft()[1]
+                data += held.pop(0)[1]
             if not held:
                 data += self.out
                 self.out = []
@@ -336,24 +360,24 @@ class Connection:
     @property
     def is_drained(self) -> bool:
         """Nothing waits to be taken, neither for this turn's end nor for a commit."""
-        return not self.out and not self._held
+        return not self.out and not self.held
 
     def end_turn(self, changes: Changes) -> None:
         """The turn is over: what rests on its changes, or queues behind such output, is held back."""
-        if not self.out or not (self._rests or self._held):
+        if not self.out or not (self.rests or self.held):
             return
-        held = self._held
-        number = changes.rest() if self._rests else held[-1][0]
+        held = self.held
+        number = changes.rest() if self.rests else held[-1][0]
         if held and held[-1][0] >= number:
             held[-1][1].extend(self.out)
         else:
             held.append((number, self.out))
         self.out = []
-        self._rests = False
+        self.rests = False
 
     def rest_on_commit(self) -> None:
         """What this connection is sent in this turn leaves only after the turn's changes are kept."""
-        self._rests = True
+        self.rests = True
 
     def send_bytes(self, data: bytes) -> None:
         if self.is_closing:
@@ -471,7 +495,7 @@ class Connection:
         packet_id = packet.packet_id
         if qos == 2 and packet_id in session.received:
             self._acknowledge(b"\x50", packet_id)  # a duplicate: answered, not routed [MQTT-4.3.3-10]
-            self._rests = self._rests or session.changes is not None
+            self.rests = self.rests or session.changes is not None
             return
         if self.unacknowledged + self.unreleased >= self.receive_maximum and self.version == 5:
             raise ProtocolError(ReasonCode.RECEIVE_MAXIMUM_EXCEEDED, "more than Receive Maximum under way")
@@ -493,7 +517,7 @@ class Connection:
         else:
             self.unacknowledged += 1
         if message.key or (qos == 2 and session.changes is not None):
-            self._rests = True
+            self.rests = True
         self._acknowledge(kind, packet_id, 0 if matched else ReasonCode.NO_MATCHING_SUBSCRIBERS)
 
     def _refuse_publish(self, kind: bytes, packet_id: int, reason_code: ReasonCode, reason: str) -> None:
@@ -533,7 +557,7 @@ class Connection:
                 self.unreleased -= 1
             # A restart that forgot this PUBREL would take the next message with this identifier for a
             # duplicate.
-            self._rests = self._rests or session.changes is not None
+            self.rests = self.rests or session.changes is not None
             self._acknowledge(b"\x70", packet.packet_id)
         else:
             self._acknowledge(b"\x70", packet.packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND)
@@ -567,7 +591,7 @@ class Connection:
             else:
                 codes.append(refusal if self.version == 5 else 0x80)  # [MQTT-3.9.3-2]
         if session.changes is not None:
-            self._rests = True
+            self.rests = True
         self.send(p.Suback(packet.packet_id, codes, None))
         for subscription in () if self.is_closing else granted:
             self.broker.send_retained(subscription, now)
@@ -581,7 +605,7 @@ class Connection:
             for topic_filter in packet.filters
         ]
         if session.changes is not None:
-            self._rests = True
+            self.rests = True
         self.send(p.Unsuback(packet.packet_id, [int(code) for code in codes], None))
 
     def _on_pingreq(self, packet: p.Pingreq, now: float) -> None:
@@ -637,11 +661,16 @@ class Connection:
 
     def watch_keep_alive(self, now: float) -> None:
         """Arm the keep alive's deadline: one and a half times the interval [MQTT-3.1.2-22]."""
-        if self.timer is not None:
-            self.timer.cancel()
+        timer = self.timer
+        due = now + self.keep_alive_s * 1.5
+        if timer is not None and self.keep_alive_s and timer.when <= due:
+            timer.action = self._keep_alive_due  # CONNECT's own: comes early, and moves on; half the cost of a new one
+            return
+        if timer is not None:
+            timer.cancel()
             self.timer = None
         if self.keep_alive_s:
-            self.timer = self.broker.timers.at(now + self.keep_alive_s * 1.5, self._keep_alive_due)
+            self.timer = self.broker.timers.at(due, self._keep_alive_due)
 
     def _keep_alive_due(self, now: float) -> None:
         # Packets only note their time; the deadline moves when it comes, not with each packet.

@@ -141,7 +141,7 @@ class Routing:
         self._root = _Node()
         self._max_levels = max_levels  # of topic names that are routed
         self._routes = Routes()
-        self._by_topic = self._routes.by_topic
+        self.known = self._routes.by_topic  # routes by topic name, to be read only; others `route` works out
         self.count = 0  # subscriptions
         self.shared_count = 0  # of them, those with a share name
 
@@ -202,7 +202,7 @@ class Routing:
 
     def route(self, topic: str) -> Route:
         """Who gets a message on *topic* (a valid topic name). ProtocolError: it has too many levels."""
-        route = self._by_topic.get(topic)
+        route = self.known.get(topic)
         if route is None:
             route = self._route(topic)
             self._routes.add(topic, route)

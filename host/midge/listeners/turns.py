@@ -54,7 +54,7 @@ class Turns:
         self._is_begun = False
         for connection in self._broker.end_turn():
             connection.owner.flush()
-            if not connection.is_drained:
+            if connection.held or connection.out:
                 self._wait_for_commit(connection)
         if self._ended is not None:
             self._ended()

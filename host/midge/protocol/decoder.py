@@ -26,6 +26,9 @@ _TOPICS_MAX = 10_000
 _TOPIC_CACHED_BYTES_MAX = 256
 _topics: dict[bytes, str] = {}
 
+# What a decoder has pending while it has nothing: never changed, shared by all.
+_NOTHING = bytearray()
+
 # First byte of a PUBLISH: (QoS, retain, dup). Missing are QoS 3 [MQTT-3.3.1-4], dup at QoS 0 [MQTT-3.3.1-2].
 _PUBLISH_FLAGS = {
     0x30 | dup << 3 | qos << 1 | retain: (qos, bool(retain), bool(dup))
@@ -86,7 +89,7 @@ class Decoder:
         self._reason_codes: ReasonCodes = reasons.FROM_CLIENT if role == "server" else reasons.FROM_SERVER
         self._first_bytes: frozenset[int] = _FIRST_BYTES[role][version or 4]
         self._max_packet_size = max_packet_size
-        self._pending = bytearray()  # the beginning of a packet that is not complete yet
+        self._pending = _NOTHING  # the beginning of a packet that is not complete yet
         self._needed = 0  # bytes that `_pending` has to grow to; 0 if not even the header is complete
 
     def receive_data(self, data: bytes) -> list[Packet | PublishRun]:
@@ -99,7 +102,7 @@ class Decoder:
                 pending += data
                 return []
             data = b"".join((pending, data))
-            pending.clear()
+            self._pending = _NOTHING
         self._needed = 0
         packets: list[Packet | PublishRun] = []
         try:
@@ -110,8 +113,28 @@ class Decoder:
             self.error = error
             return packets
         if at < len(data):
-            pending += data[at:] if at else data
+            self._pending = bytearray(data[at:] if at else data)
         return packets
+
+    def sole_publish(self, data: bytes) -> str:
+        """The topic name, if *data* is one whole PUBLISH of the plainest kind (QoS 0, no retain, no properties) on a
+        topic name that came before; else "", and nothing is taken: `receive_data` looks at it in full.
+
+        Where clients send one message now and then, this is what most chunks are.
+        """
+        size = len(data)
+        if size < 5 or data[0] != 0x30 or data[1] != size - 2 or self._pending or size > self._max_packet_size:
+            return ""
+        end = 4 + (data[2] << 8 | data[3])
+        if end > size or (self.version == 5 and (end == size or data[end])):
+            return ""
+        return _topics.get(data[4:end], "")
+
+    def sole_puback(self, data: bytes) -> int:
+        """The packet identifier, if *data* is one whole PUBACK and no more; else 0, and nothing is taken."""
+        if len(data) != 4 or data[0] != 0x40 or data[1] != 2 or self._pending:
+            return 0
+        return data[2] << 8 | data[3]
 
     def _decode(self, data: bytes, at: int, packets: list[Packet | PublishRun]) -> int:
         """Append the complete packets from *at* on to *packets*; where the first incomplete one starts."""
