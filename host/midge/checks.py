@@ -56,7 +56,7 @@ def check(config: Config, directory: Path) -> None:
         except OSError as error:
             problems.append(f"{error.filename}: {error.strerror}")
     if config.store.path != ":memory:":
-        problems += _store_problems(directory / config.store.path)
+        problems += filter(None, [store_problem(directory / config.store.path)])
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -76,27 +76,43 @@ def _check_certificates(config: Config) -> None:
             tls.make_context(*files, listener.require_certificate)
 
 
-def _store_problems(path: Path) -> list[str]:
-    """By the file's first bytes: reading them disturbs no broker that runs on it."""
-    if not path.exists():
-        directory = path.parent
-        while not directory.exists():
-            directory = directory.parent
-        if not os.access(directory, os.W_OK | os.X_OK):
-            return [f"{path}: can't be made: {directory} is not writable for this user"]
-        return []
+def store_problem(path: Path) -> str:
+    """Why the store can't be written at *path*, and what to do about it; "" if nothing speaks against it. Opens
+    it only to read its first bytes: that disturbs no broker that runs on it."""
+    if not os.path.lexists(path):
+        return _directory_problem(path.parent)
     try:
         with path.open("rb") as file:
             head = file.read(100)
     except OSError as error:
-        return [f"{path}: {error.strerror}"]
-    if not head:
-        return []  # made, and nothing written yet
-    if not head.startswith(_SQLITE_MAGIC):
-        return [f"{path} is not a store of midge: move it away to start empty, or give another path"]
+        return f"{path}: {error.strerror}: give another path for the store"
+    if head and not head.startswith(_SQLITE_MAGIC):
+        return f"{path} is not a store of midge: move it away to start empty, or give another path for the store"
     version = int.from_bytes(head[_USER_VERSION_AT : _USER_VERSION_AT + 4], "big")
     if version > SCHEMA_VERSION:
-        return [f"{path} was written by a newer midge (store version {version}, this one knows {SCHEMA_VERSION})"]
+        return (
+            f"{path} was written by a newer midge (store version {version}, this one knows {SCHEMA_VERSION}): "
+            "upgrade midge, or give another path for the store"
+        )
     if not os.access(path, os.W_OK):
-        return [f"{path} is not writable for this user"]
-    return []
+        return _unwritable(path)
+    return _directory_problem(path.parent)  # its journal is made beside it
+
+
+def _directory_problem(directory: Path) -> str:
+    while not os.path.lexists(directory):
+        directory = directory.parent  # it will be made
+    if not directory.is_dir():
+        return f"{directory} is not a directory: choose another for the store with --data"
+    return "" if os.access(directory, os.W_OK | os.X_OK) else _unwritable(directory)
+
+
+def _unwritable(path: Path) -> str:
+    try:
+        is_read_only = os.statvfs(path).f_flag & os.ST_RDONLY
+    except OSError:
+        is_read_only = False
+    if is_read_only:
+        return f"{path} is on a file system that is mounted read-only: choose another directory with --data"
+    who = f"this process (user {os.geteuid()})"
+    return f"{path} is not writable for {who}: change its owner, or choose another directory with --data"

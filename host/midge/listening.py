@@ -105,8 +105,10 @@ class OpenListener:
         if self._context is not None:
             tls.reload_files(self._context, *self._files())
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """No new connections."""
+        if self._websocket is not None:
+            await self._websocket.close()
         if self._server is not None:
             self._server.close()
             if self.section.type == "unix":

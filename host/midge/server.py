@@ -15,7 +15,7 @@ from midge.access import Desk
 from midge.admitting import RulesLoader, allows_anonymous, limits_of
 from midge.announcing import Announcing
 from midge.bridge import Bridge
-from midge.checks import check_access
+from midge.checks import check_access, store_problem
 from midge.config import Bridge as BridgeSection
 from midge.config import Config, ConfigError, Listener
 from midge.core.broker import Broker
@@ -42,6 +42,8 @@ _INTERVAL_S = 1.0
 _RETRY_S = 1.0
 # s that clients get to read their DISCONNECT when the broker stops.
 _STOP_TIMEOUT_S = 1.0
+# s that connections which were cut get to say so.
+_ABORT_TIMEOUT_S = 0.2
 # Threads that hash passwords. A fleet's logins may keep two cores busy, and leave the others to the rest.
 _HASHING_THREADS = 2
 
@@ -56,6 +58,8 @@ class Server:
         self.addresses: list[str] = []  # "mqtt://127.0.0.1:1883", one per listener, once started
         self.monitoring_address = ""  # "http://127.0.0.1:9883", once started, if it is asked for
         check_access(config)
+        if config.store.path != ":memory:" and (problem := store_problem(directory / config.store.path)):
+            raise StoreError(problem)
         self._store: Store | None = open_store(config.store.path, config.store.durability, directory)
         self.broker = Broker(config.core_limits(), is_durable=self._store is not None)
         self.broker.passage.on_loop = _tell_loop
@@ -209,14 +213,16 @@ class Server:
         if self._announcing is not None:
             await self._announcing.stop()
         for listener in self._listeners:
-            listener.close()
+            await listener.close()
         for bridge in self._bridges:
             await bridge.stop()
         self.broker.shut_down()
         self._turns.end()
-        deadline = self._loop.time() + _STOP_TIMEOUT_S
-        while self.broker.connections and self._loop.time() < deadline:
-            await asyncio.sleep(0.01)
+        await self._connections_have_ended(_STOP_TIMEOUT_S)
+        for connection in list(self.broker.connections):
+            if isinstance(connection.owner, ClientConnection):
+                connection.owner.abort()  # it doesn't read
+        await self._connections_have_ended(_ABORT_TIMEOUT_S)
         while self._writing is not None:
             await self._writing
         self._turns.end()
@@ -227,11 +233,19 @@ class Server:
         self._turns.stop()
         if self._sys_timer is not None:
             self._sys_timer.cancel()
+        if self._monitoring is not None:
+            await self._monitoring.stop()
         self._writer.shutdown()
         self._hashing.shutdown(cancel_futures=True)
         self._loader.close_hooks()
         if self._store is not None:
             self._store.close()
+
+    async def _connections_have_ended(self, timeout_s: float) -> None:
+        """Wait for it, or for *timeout_s*."""
+        deadline = self._loop.time() + timeout_s
+        while self.broker.connections and self._loop.time() < deadline:
+            await asyncio.sleep(0.01)
 
     def now(self) -> float:
         """s since the epoch."""

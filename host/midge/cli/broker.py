@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("-p", "--port", type=int, help="TCP port (default 1883; 0: any free one)")
+    parser.add_argument("-p", "--port", type=_port, help="TCP port (default 1883; 0: any free one)")
     parser.add_argument("--bind", metavar="ADDR", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--data", metavar="DIR", help="directory of the store, or :memory: to keep nothing")
     parser.add_argument("-c", "--config", metavar="FILE.toml", type=Path, help="configuration file")
@@ -66,6 +66,12 @@ def _parser() -> argparse.ArgumentParser:
         "--log-format", choices=("text", "json"), metavar="F", help="text (default) or json: an object a line"
     )
     return parser
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: 0 to 65535")
+    return int(text)
 
 
 def run(argv: list[str]) -> int:

@@ -121,6 +121,10 @@ class ClientConnection:
     def _close_due(self, now: float) -> None:
         self._transport.abort()
 
+    def abort(self) -> None:
+        """Cut the connection, whatever is unsent."""
+        self._transport.abort()
+
     def pause_writing(self) -> None:
         self._core.is_paused = True
 

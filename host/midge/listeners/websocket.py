@@ -37,9 +37,13 @@ class WebSocketListener:
         from aiohttp import web
 
         await self._runner.setup()
-        site = web.TCPSite(self._runner, bind, port, ssl_context=context, backlog=BACKLOG)
-        await site.start()
+        self._site = web.TCPSite(self._runner, bind, port, ssl_context=context, backlog=BACKLOG)
+        await self._site.start()
         return int(self._runner.addresses[0][1])
+
+    async def close(self) -> None:
+        """No new connections."""
+        await self._site.stop()
 
     async def stop(self) -> None:
         await self._runner.cleanup()
