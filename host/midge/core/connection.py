@@ -185,6 +185,8 @@ class Connection:
         self.broker.counters.messages_received += len(packets)
         if self.rate is not None:
             self._count(self.rate, packets, len(data), now)
+            if self.is_closing:
+                return
         if self.session is None:
             self._handle_first(packets, now)
         else:

@@ -218,7 +218,7 @@ class Routing:
             self._routes.forget(split_shared(topic_filter)[1])
 
     def _route(self, topic: str) -> Route:
-        if topic.count("/") >= self._max_levels:
+        if topic.count("/") >= self._max_levels and not topic.startswith("$SYS/"):  # those are the broker's own
             raise ProtocolError(
                 ReasonCode.TOPIC_NAME_INVALID, f"a topic name of more than max_topic_levels ({self._max_levels})"
             )
