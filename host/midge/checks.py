@@ -10,7 +10,7 @@ from pathlib import Path
 
 from midge.admitting import RulesLoader, asks
 from midge.config import Config, ConfigError
-from midge.listeners import tls
+from midge.listening import certificates_of
 from midge.store.sqlite import SCHEMA_VERSION
 
 # The first bytes of an SQLite file, and where our numbers stand (https://www.sqlite.org/fileformat.html §1.3).
@@ -70,10 +70,7 @@ def _check_rules(config: Config) -> None:
 
 def _check_certificates(config: Config) -> None:
     for listener in config.listener:
-        if listener.certfile is not None and listener.keyfile is not None:
-            cafile = config.path(listener.cafile) if listener.cafile else None
-            files = config.path(listener.certfile), config.path(listener.keyfile), cafile
-            tls.make_context(*files, listener.require_certificate)
+        certificates_of(config, listener)
 
 
 def store_problem(path: Path) -> str:

@@ -10,13 +10,14 @@ import socket
 import ssl
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from midge.access import Desk, ListenerAccess, Rules
+from midge.admitting import limits_of
 from midge.config import Config, Listener
+from midge.core.limits import Limits
 from midge.listeners import proxy, tcp, tls, unix
-from midge.listeners.door import Door
+from midge.listeners.door import Door, Identify
 
 if TYPE_CHECKING:
     from midge.listeners.serial import SerialCable
@@ -35,22 +36,21 @@ class OpenListener:
         self.section = section
         self._config = config
         self._make_protocol = make_protocol
-        self._context: ssl.SSLContext | None = None
+        self._certificates: tls.Certificates | None = None
         self._server: asyncio.Server | None = None
         self._websocket: WebSocketListener | None = None
         self.cable: SerialCable | None = None
         self.door = Door(
             ListenerAccess(desk, rules, allow_anonymous=False),
             section.max_connections,
-            section.use_identity_as_username,
+            _identify(section),
         )
         self.address = ""  # once started: "mqtt://127.0.0.1:1883"
 
     async def start(self) -> None:
         """OSError: it can't listen, or a certificate can't be used."""
         section = self.section
-        if section.certfile is not None:
-            self._context = tls.make_context(*self._files(), section.require_certificate)
+        self._certificates = certificates_of(self._config, section)
         if section.type == "unix":
             path = self._config.path(section.path)
             self._server = await unix.listen(path, self._protocol)
@@ -65,7 +65,7 @@ class OpenListener:
                 section.port,
                 self._protocol,
                 self._context,
-                self._config.limits.connect_timeout,
+                self._limits.connect_timeout,
             )
             self.address = f"mqtt{'s' if self._context else ''}://{host_of_url(section.bind)}:{port}"
 
@@ -74,7 +74,7 @@ class OpenListener:
 
         section = self.section
         # A message holds what a client wrote at once: some packets, or a part of one.
-        message_max = 2 * self._config.limits.max_packet_size + 65_536
+        message_max = 2 * self._limits.max_packet_size + 65_536
         self._websocket = listener = WebSocketListener(self._protocol, section.path, message_max)
         port = await listener.start(section.bind, section.port, self._context)
         self.address = f"ws{'s' if self._context else ''}://{host_of_url(section.bind)}:{port}{section.path}"
@@ -90,20 +90,23 @@ class OpenListener:
     def _protocol(self) -> asyncio.Protocol:
         if self.section.proxy_protocol:
             make = partial(self._make_protocol, self.door)
-            return proxy.ProxyHeader(make, self._config.limits.connect_timeout)
+            return proxy.ProxyHeader(make, self._limits.connect_timeout)
         return self._make_protocol(self.door, None)
 
-    def _files(self) -> tuple[Path, Path, Path | None]:
-        section, path = self.section, self._config.path
-        assert section.certfile is not None and section.keyfile is not None
-        return path(section.certfile), path(section.keyfile), path(section.cafile) if section.cafile else None
+    @property
+    def _context(self) -> ssl.SSLContext | None:
+        return None if self._certificates is None else self._certificates.context
+
+    @property
+    def _limits(self) -> Limits:
+        return limits_of(self._config, self.section)
 
     def reload(self, section: Listener, config: Config) -> None:
         """Certificates and limits as they are now. OSError: a file can't be used."""
+        if self._certificates is not None:
+            self._certificates.reload(_files(config, section))
         self.section, self._config = section, config
         self.door.max_connections = section.max_connections
-        if self._context is not None:
-            tls.reload_files(self._context, *self._files())
 
     async def close(self) -> None:
         """No new connections."""
@@ -120,6 +123,25 @@ class OpenListener:
             await self._websocket.stop()
         if self.cable is not None:
             await self.cable.stop()
+
+
+def certificates_of(config: Config, section: Listener) -> tls.Certificates | None:
+    """None: the listener is without TLS. OSError: a file can't be used."""
+    if section.certfile is None:
+        return None
+    return tls.Certificates(_files(config, section), section.require_certificate)
+
+
+def _files(config: Config, section: Listener) -> tls.Files:
+    assert section.certfile is not None and section.keyfile is not None
+    asked = (config.path(name) if name else None for name in (section.cafile, section.crlfile))
+    return tls.Files(config.path(section.certfile), config.path(section.keyfile), *asked)
+
+
+def _identify(section: Listener) -> Identify | None:
+    if section.use_subject_as_username:
+        return tls.subject
+    return tls.common_name if section.use_identity_as_username else None
 
 
 def host_of_url(bind: str) -> str:

@@ -330,7 +330,10 @@ def _place(section: Listener) -> dict[str, object]:
     """What of a listener a reload can't change."""
     files = {"certfile", "keyfile", "cafile", "crlfile", "password_file", "acl_file"}
     changeable = files | {"jwt", "auth_hook", "allow_anonymous", "max_connections", "limits"}
-    return section.model_dump(exclude=changeable) | {"is_tls": section.certfile is not None}
+    return section.model_dump(exclude=changeable) | {
+        "is_tls": section.certfile is not None,
+        "has_revocations": section.crlfile is not None,
+    }
 
 
 def _tell_loop(topic: str, client_id: str) -> None:

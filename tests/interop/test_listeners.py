@@ -1,5 +1,6 @@
 """The host's other ways in, each with a client of somebody else's: TLS, WebSocket, Unix socket, PROXY protocol."""
 
+import datetime
 import os
 import queue
 import re
@@ -15,8 +16,11 @@ from pathlib import Path
 import paho.mqtt.client as mqtt
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from brokers import BrokerDidNotStart, RunningBroker, host_python, needs_mosquitto
+from brokers import BrokerDidNotStart, RunningBroker, host_python, needs_mosquitto, start_mosquitto
 from midge.protocol import packets as p
 from midge.protocol.decoder import Decoder
 from midge.protocol.encoder import encode
@@ -34,10 +38,25 @@ class Certificates:
         self.issue("server", "127.0.0.1", "localhost")
         self.issue("client", "anna@example.org", common_name="anna")
 
-    def issue(self, name: str, *identities: str, common_name: str | None = None) -> None:
-        issued = self.authority.issue_cert(*identities, common_name=common_name)
+    def issue(self, name: str, *identities: str, common_name: str | None = None, organization: str = "us") -> None:
+        issued = self.authority.issue_cert(*identities, common_name=common_name, organization_name=organization)
         issued.private_key_pem.write_to_path(self.directory / f"{name}.key")
         (self.directory / f"{name}.pem").write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
+
+
+    def revoke(self, *names: str) -> None:
+        """Writes "crl.pem" with these."""
+        now = datetime.datetime.now(datetime.UTC)
+        authority = x509.load_pem_x509_certificate(self.authority.cert_pem.bytes())
+        made = x509.CertificateRevocationListBuilder(authority.subject, now - datetime.timedelta(days=1),
+                                                     now + datetime.timedelta(days=1))  # fmt: skip
+        for name in names:
+            revoked = x509.load_pem_x509_certificate((self.directory / f"{name}.pem").read_bytes())
+            entry = x509.RevokedCertificateBuilder(revoked.serial_number, now - datetime.timedelta(days=1))
+            made = made.add_revoked_certificate(entry.build())
+        key = load_pem_private_key(self.authority.private_key_pem.bytes(), None)
+        crl = made.sign(key, hashes.SHA256())
+        (self.directory / "crl.pem").write_bytes(crl.public_bytes(Encoding.PEM))
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +170,81 @@ def test_the_certificate_says_who_the_client_is(start, certificates: Certificate
     assert_echo(connect(broker, ca=directory / "ca.pem", certificate=directory / "client.pem"))
 
 
+IDENTITY = f'{TLS}cafile = "ca.pem"\nrequire_certificate = true\n'
+
+
+def test_the_certificates_subject_may_be_the_user_name(start, certificates: Certificates) -> None:
+    directory = certificates.directory
+    certificates.issue("odd", "x@example.org", common_name="a,b+c", organization="Exämple")
+    subject = x509.load_pem_x509_certificate((directory / "odd.pem").read_bytes()).subject.rfc4514_string()
+    (directory / "acl").write_text(f"user {subject}\ntopic echo\n")
+    broker = start(f'[access]\nacl_file = "acl"\n[[listener]]\n{IDENTITY}use_subject_as_username = true\n')
+    assert_echo(connect(broker, ca=directory / "ca.pem", certificate=directory / "odd.pem"))
+    assert subject.startswith("CN=a\\,b\\+c,")
+
+
+@needs_mosquitto
+def test_the_subject_is_written_as_mosquitto_writes_it(until_the_end, certificates: Certificates) -> None:
+    directory = certificates.directory
+    certificates.issue("plain", "x@example.org", common_name="anna", organization="Example Works")
+    name = x509.load_pem_x509_certificate((directory / "plain.pem").read_bytes()).subject.rfc4514_string()
+    files = "".join(f"{key} {directory}/{file}\n" for key, file in
+                    (("certfile", "server.pem"), ("keyfile", "server.key"), ("cafile", "ca.pem")))  # fmt: skip
+    theirs = until_the_end.enter_context(
+        start_mosquitto(f"{files}require_certificate true\nuse_subject_as_username true\n")
+    )
+    client = connect(theirs, ca=directory / "ca.pem", certificate=directory / "plain.pem")
+    theirs.wait_for_output(re.escape(f"u'{name}'"))
+    client.disconnect()
+    client.loop_stop()
+
+
+def is_let_in(broker: RunningBroker, authority: Path, certificate: Path) -> bool:
+    """TLS 1.3 tells the client only after its handshake: so it is asked for CONNACK."""
+    context = ssl.create_default_context(cafile=str(authority))
+    context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", broker.port), TIMEOUT_S) as plain,
+            context.wrap_socket(plain, server_hostname="127.0.0.1") as wrapped,
+        ):
+            wrapped.sendall(encode(p.Connect("x", True, keep_alive_s=60), 4))
+            return wrapped.recv(10) == b"\x20\x02\x00\x00"
+    except (ssl.SSLError, ConnectionError):
+        return False
+
+
+def hang_up(broker: RunningBroker) -> None:
+    done = broker.output().count("configuration reloaded")
+    broker.process.send_signal(signal.SIGHUP)
+    broker.wait_for_output(rf"(?s)(?:configuration reloaded.*?){{{done + 1}}}")
+
+
+def test_a_revoked_certificate_is_refused_also_after_a_reload(start, certificates: Certificates) -> None:
+    directory = certificates.directory
+    for name in ("one", "two"):
+        certificates.issue(name, f"{name}@example.org", common_name=name)
+    certificates.revoke("one")
+    broker = start(f'[[listener]]\n{IDENTITY}crlfile = "crl.pem"\n')
+    ca, one, two = directory / "ca.pem", directory / "one.pem", directory / "two.pem"
+    assert [is_let_in(broker, ca, certificate) for certificate in (one, two)] == [False, True]
+    certificates.revoke("two")
+    assert is_let_in(broker, ca, two)
+    hang_up(broker)
+    assert [is_let_in(broker, ca, certificate) for certificate in (one, two)] == [True, False]
+
+
+def test_a_reload_forgets_an_authority(start, certificates: Certificates) -> None:
+    directory = certificates.directory
+    ours, client = directory / "ca.pem", directory / "client.pem"
+    (directory / "trusted.pem").write_bytes(ours.read_bytes())
+    broker = start(f'[[listener]]\n{IDENTITY.replace("ca.pem", "trusted.pem")}')
+    assert is_let_in(broker, ours, client)
+    trustme.CA().cert_pem.write_to_path(directory / "trusted.pem")
+    hang_up(broker)
+    assert not is_let_in(broker, ours, client)
+
+
 def test_a_websocket_carries_what_tcp_does(start, certificates: Certificates) -> None:
     broker = start('[[listener]]\ntype = "websocket"\nport = 0\n')
     assert f"listening on ws://127.0.0.1:{broker.port}/mqtt\n" in broker.output()
@@ -252,7 +346,8 @@ def test_a_listener_has_its_own_limit_and_its_own_rules(start) -> None:
         first.sendall(encode(p.Connect("first", True, keep_alive_s=60), 4))
         assert first.recv(100) == b"\x20\x02\x00\x00"
         with socket.create_connection(("127.0.0.1", ports[0]), TIMEOUT_S) as second:
-            assert second.recv(100) == b""
+            second.sendall(encode(p.Connect("second", True, keep_alive_s=60), 4))
+            assert second.recv(100) == b"\x20\x02\x00\x03"
     with socket.create_connection(("127.0.0.1", ports[1]), TIMEOUT_S) as stranger:
         stranger.sendall(encode(p.Connect("stranger", True, keep_alive_s=60), 4))
         assert stranger.recv(100) == b"\x20\x02\x00\x05"

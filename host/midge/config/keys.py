@@ -69,7 +69,13 @@ class Listener(Section):
         example="ca.pem",
     )
     require_certificate: bool = key(False, "TLS: a client must show a certificate.")
+    crlfile: str | None = key(
+        None, "TLS: which clients' certificates are revoked, PEM, relative to this file.", example="crl.pem"
+    )
     use_identity_as_username: bool = key(False, "TLS: the certificate's common name is the user name.")
+    use_subject_as_username: bool = key(
+        False, 'TLS: the certificate\'s whole subject is the user name ("CN=anna,O=Example").'
+    )
     proxy_protocol: bool = key(
         False, "A proxy in front says who the client is (PROXY protocol, version 2); nobody else gets in."
     )
@@ -114,8 +120,13 @@ class Listener(Section):
             raise ValueError('certfile is for the types "tls" and "websocket"')
         if self.require_certificate and (self.cafile is None or self.certfile is None):
             raise ValueError("require_certificate needs certfile, keyfile and cafile")
-        if self.use_identity_as_username and not self.require_certificate:
-            raise ValueError("use_identity_as_username needs require_certificate")
+        for name in ("use_identity_as_username", "use_subject_as_username"):
+            if getattr(self, name) and not self.require_certificate:
+                raise ValueError(f"{name} needs require_certificate")
+        if self.crlfile is not None and self.cafile is None:
+            raise ValueError("crlfile needs cafile")
+        if self.use_identity_as_username and self.use_subject_as_username:
+            raise ValueError("one of use_identity_as_username and use_subject_as_username")
         if self.type == "unix" and not self.path:
             raise ValueError('type "unix" needs path')
         if self.type == "websocket" and not self.path.startswith("/"):
