@@ -11,7 +11,7 @@ from pathlib import Path
 from midge.admitting import RulesLoader, asks
 from midge.config import Config, ConfigError
 from midge.listening import certificates_of
-from midge.store.sqlite import SCHEMA_VERSION
+from midge.store.schema import VERSION as SCHEMA_VERSION
 
 # The first bytes of an SQLite file, and where our numbers stand (https://www.sqlite.org/fileformat.html §1.3).
 _SQLITE_MAGIC = b"SQLite format 3\0"

@@ -26,7 +26,7 @@ class Sample:
         self.waiting = self.waiting_bytes = 0
         for session in broker.sessions.values():
             self.waiting += len(session.queue) + len(session.in_flight)
-            self.waiting_bytes += session.queued_bytes
+            self.waiting_bytes += session.queue.bytes
         self.stored = self.waiting + broker.retained.count
         self.stored_bytes = self.waiting_bytes + broker.retained.bytes
         self.memory, self.memory_maximum = memory()

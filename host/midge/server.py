@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -19,8 +18,8 @@ from midge.checks import check_access, store_problem
 from midge.config import Bridge as BridgeSection
 from midge.config import Config, ConfigError, Listener
 from midge.core.broker import Broker
-from midge.core.changes import Batch
 from midge.core.connection import HELD_BY_STORE, Connection
+from midge.core.restore import restore
 from midge.listeners.connection import ClientConnection, log_admitted
 from midge.listeners.door import Door
 from midge.listeners.turns import Turns
@@ -28,6 +27,7 @@ from midge.listening import OpenListener, cannot_listen, host_of_url
 from midge.protocol.reasons import ReasonCode
 from midge.store import Store, StoreError, open_store
 from midge.systopics import SysTopics
+from midge.writing import Writer
 
 if TYPE_CHECKING:
     from midge.monitoring import Monitoring
@@ -36,10 +36,6 @@ log = logging.getLogger("midge.server")
 
 # bytes of payload that may wait for the store before publishers are no longer read from.
 _UNWRITTEN_MAX = 16_000_000
-# s between two writes with durability "interval": what a crash may cost there.
-_INTERVAL_S = 1.0
-# s until a write that failed is tried again.
-_RETRY_S = 1.0
 # s that clients get to read their DISCONNECT when the broker stops.
 _STOP_TIMEOUT_S = 1.0
 # s that connections which were cut get to say so.
@@ -72,28 +68,25 @@ class Server:
             for section in config.listener
         ]
         self._take_over_access(config)
-        self._writer = ThreadPoolExecutor(1, "store")
-        self._waits = config.store.durability == "commit"
-        if not self._waits:
-            self.broker.committed(sys.maxsize)  # nothing is ever held back
-        self._writing: asyncio.Task[None] | None = None
+        self._writer: Writer | None = None  # set by `start` if there is a store
         self._waiting: list[Connection] = []  # with output that rests on a commit
         self._held: list[Connection] = []  # that are not read from until the store has caught up
-        self._turns = Turns(self.broker, self._wait_for_commit, self._write_soon if self._store else None)
+        self._turns = Turns(self.broker, self._wait_for_commit, self._turn_ended if self._store else None)
         self._announcing: Announcing | None = None
         self._bridges: list[Bridge] = []
         self._sys_topics = SysTopics(self.broker)
         self._sys_timer: asyncio.TimerHandle | None = None
         self._monitoring: Monitoring | None = None
         self._phase = "it is starting"  # "" while clients are served; set by `start` and `stop`
-        self._store_problem = ""  # set by a write that failed, cleared by the next that didn't
 
     async def start(self) -> None:
         """Load the store, then listen. StoreError, OSError: one of them can't be had."""
         self._loop = asyncio.get_running_loop()
         self._turns.start(self._loop)
         if self._store is not None:
-            self.broker.restore(self._store.load(), self.now())
+            restore(self.broker, self._store.load(), self._store.reader, self.now())
+            durability = self.config.store.durability
+            self._writer = Writer(self._loop, self.broker, self._store, durability, self._released)
         for bridge in self.config.bridge:  # first, so that nothing is published before their sessions are there
             self._start_bridge(bridge)
         for listener in self._listeners:
@@ -114,7 +107,7 @@ class Server:
     @property
     def problem(self) -> str:
         """Why the broker can't do its work at the moment; "" if it can."""
-        return self._phase or self._store_problem
+        return self._phase or (self._writer.problem if self._writer is not None else "")
 
     async def _start_monitoring(self, bind: str, port: int) -> None:
         from midge.monitoring import Monitoring
@@ -223,11 +216,7 @@ class Server:
             if isinstance(connection.owner, ClientConnection):
                 connection.owner.abort()  # it doesn't read
         await self._connections_have_ended(_ABORT_TIMEOUT_S)
-        while self._writing is not None:
-            await self._writing
         self._turns.end()
-        while self._writing is not None:
-            await self._writing
         for listener in self._listeners:
             await listener.stop()
         self._turns.stop()
@@ -235,9 +224,11 @@ class Server:
             self._sys_timer.cancel()
         if self._monitoring is not None:
             await self._monitoring.stop()
-        self._writer.shutdown()
         self._hashing.shutdown(cancel_futures=True)
         self._loader.close_hooks()
+        if self._writer is not None:
+            self._writer.finish()
+            await asyncio.to_thread(self._writer.join)
         if self._store is not None:
             self._store.close()
 
@@ -286,35 +277,18 @@ class Server:
     def _wait_for_commit(self, connection: Connection) -> None:
         self._waiting.append(connection)
 
-    def _write_soon(self) -> None:
+    def _turn_ended(self) -> None:
+        """With a store: write what the turn has changed, and don't read on where that is more than it takes."""
+        assert self._writer is not None
         changes = self.broker.changes
         if changes is not None and changes.pending_bytes > _UNWRITTEN_MAX:
             for connection in self._waiting:
                 connection.hold(HELD_BY_STORE, True)
                 self._held.append(connection)
-        if self._writing is None:
-            batch = self.broker.take_batch()
-            if batch is not None:
-                self._writing = self._loop.create_task(self._write(batch))
+        self._writer.write_soon()
 
-    async def _write(self, batch: Batch) -> None:
-        """Write *batch* in the writer's thread, then release what rested on it."""
-        assert self._store is not None
-        while batch:
-            try:
-                await self._loop.run_in_executor(self._writer, self._store.write, batch)
-                break
-            except StoreError as error:
-                # Nothing of it is acknowledged; the clients wait, and publishers are held (see above).
-                log.error("%s; trying again in %s s", error, _RETRY_S)
-                self._store_problem = f"the store can't be written: {error}"
-                await asyncio.sleep(_RETRY_S)
-        self._store_problem = ""
-        if self._waits:
-            self.broker.committed(batch.number)
-        elif self.config.store.durability == "interval":
-            await asyncio.sleep(_INTERVAL_S)
-        self._writing = None
+    def _released(self) -> None:
+        """A batch is committed, or the store's state has changed: send what rested on it."""
         waiting, self._waiting = self._waiting, []
         held, self._held = self._held, []
         for connection in waiting:
@@ -323,7 +297,8 @@ class Server:
                 self._waiting.append(connection)
         for connection in held:
             connection.hold(HELD_BY_STORE, False)
-        self._write_soon()
+        if self.broker.ready:
+            self.end_turn_soon()
 
 
 def _place(section: Listener) -> dict[str, object]:

@@ -97,7 +97,7 @@ class Local:
         session = self._core.session
         if session is None:
             return set()
-        owed = (*session.in_flight.values(), *session.queue)
+        owed = (*session.in_flight.values(), *session.queue.in_memory())
         return {delivery.message.topic for delivery in owed if delivery.retain}
 
     def send(self, packet: p.Packet) -> None:

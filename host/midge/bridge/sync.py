@@ -46,4 +46,5 @@ class RetainedSync:
             self._next_until = now + _NEXT_S
         if topic in self._ours:
             return True
-        return any(message.payload == payload for message in self._bridge.broker.retained.matching(topic))
+        kept = self._bridge.broker.retained.find(topic)
+        return kept is not None and kept.payload == payload

@@ -161,6 +161,12 @@ class LimitsSection(Section):
         ge=0,
     )
     max_queued_bytes: int = key(_LIMITS.max_queued_bytes, "Their topics and payloads.", unit="bytes", ge=0)
+    max_message_memory: int = key(
+        _LIMITS.max_message_memory,
+        "Memory for queued and retained messages, half for each; what is beyond lives on disk only.",
+        unit="bytes",
+        ge=0,
+    )
     max_inflight_messages: int = key(
         _LIMITS.max_inflight_messages,
         "Messages of QoS 1 and 2 under way to one client: sent, not yet acknowledged.",

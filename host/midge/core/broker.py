@@ -11,13 +11,15 @@ One turn, for whoever owns the I/O:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 
 from midge.core import admission
 from midge.core.access import Access
 from midge.core.addresses import ConnectionCounts
-from midge.core.changes import Batch, Changes, Snapshot
+from midge.core.backlog import Backlog
+from midge.core.catch_up import CatchUp
+from midge.core.changes import Batch, Changes
 from midge.core.connection import Connection, Owner
 from midge.core.limits import Counters, Limits
 from midge.core.message import Message
@@ -26,6 +28,7 @@ from midge.core.retained import Retained
 from midge.core.routing import Routing, SharedGroup, Subscription, Target
 from midge.core.session import NEVER_EXPIRES, Session
 from midge.core.timers import Timers
+from midge.core.wills import Wills
 from midge.protocol import packets as p
 from midge.protocol.reasons import ReasonCode
 
@@ -51,10 +54,14 @@ class Broker:
         self.retained = Retained()
         self.passage = Passage()  # what has crossed bridges
         self.own_retained = Retained()  # below _OWN_TOPICS: never stored, and gone with the broker
+        self.backlog = Backlog(limits.max_message_memory // 2)
+        self.wills = Wills(self)
+        self.catch_up = CatchUp(self)
         self.changes: Changes | None = Changes() if is_durable else None
         self.committed_batch = 0  # number of the last batch that is kept
         self.ready: list[Connection] = []  # connections with output or to be closed, since the last turn
         self._next_session_key = 1
+        self._is_stopping = False  # set by `shut_down`
 
     # -- turns --
 
@@ -104,6 +111,19 @@ class Broker:
         """Batch *number*, and with it all before it, is kept."""
         self.committed_batch = number
 
+    def store_failed(self) -> None:
+        """The store can't be written for now."""
+
+    def store_recovered(self) -> None:
+        """It can be written again."""
+
+    def settled(self, number: int) -> None:
+        """What batches up to *number* hold can be read back from the store."""
+        if self.changes is not None:
+            self.changes.settled = number
+        self.retained.relieve(number)
+        self.backlog.relieve(number)
+
     def next_deadline(self) -> float | None:
         """When `run_timers` is due, s since the epoch."""
         return self.timers.next_deadline()
@@ -120,7 +140,7 @@ class Broker:
         session = self._take_session(connection, client_id, packet.clean_start, now)
         is_present = session is not None
         if session is None:
-            session = self._new_session(client_id)
+            session = self.new_session(client_id)
         properties = packet.properties or {}
         admission.greet(connection, session, packet, is_present, answer)
         self.set_permissions(connection, session)
@@ -132,6 +152,8 @@ class Broker:
         if connection.version != 5:
             asked_s = 0 if packet.clean_start else NEVER_EXPIRES
         self.set_expiry(session, asked_s)
+        if connection.will is not None and self.wills.keep(session, connection.will):
+            connection.rest_on_commit()
         if session.changes is not None or is_present:
             connection.rest_on_commit()
         connection.watch_keep_alive(now)
@@ -163,6 +185,7 @@ class Broker:
             if timer is not None:
                 timer.cancel()  # [MQTT-3.1.3-9]: a will whose delay still runs isn't published
         session.expiry_timer = session.will_timer = None
+        self.wills.forget(session)
         return session
 
     def set_permissions(self, connection: Connection, session: Session) -> None:
@@ -184,19 +207,26 @@ class Broker:
             session.is_bridge = is_bridge
             self.routing.forget_routes(session)
 
-    def _new_session(self, client_id: str) -> Session:
-        session = Session(client_id, self._next_session_key, self.limits, self.counters)
-        self._next_session_key += 1
+    def new_session(self, client_id: str, key: int = 0) -> Session:
+        """*key*: the number that a store knows it by, if it does."""
+        session = Session(client_id, key or self._next_session_key, self.limits, self.counters, self.backlog)
+        self._next_session_key = max(self._next_session_key, session.key + 1)
         self.sessions[client_id] = session
         self.counters.sessions_maximum = max(self.counters.sessions_maximum, len(self.sessions))
         return session
 
+    def session_that_ended(self, client_id: str, key: int) -> Session:
+        """In whose name something is still to be published; nobody can come back to it."""
+        self._next_session_key = max(self._next_session_key, key + 1)
+        return Session(client_id, key, self.limits, self.counters, self.backlog)
+
     def set_expiry(self, session: Session, expiry_s: int) -> None:
         """How long *session* outlives its connection, s; 0: not at all, NEVER_EXPIRES: for ever."""
         session.expiry_s = min(expiry_s, self.limits.max_session_expiry)
-        if session.expiry_s == 0:
+        if session.expiry_s == 0 and not session.queue.stored:
             session.keep_in(None)
         else:
+            # What waits for it may be only on disk: then it stays there, and ends with the connection.
             session.keep_in(self.changes)
 
     def connection_lost(self, connection: Connection, now: float) -> None:
@@ -214,32 +244,19 @@ class Broker:
         session.ended_at = now
         will, connection.will = connection.will, None
         if will is not None:
-            self._schedule_will(session, will, now)
+            self.wills.schedule(session, will, now)
+        elif not self._is_stopping:
+            self.wills.forget(session)
         if session.expiry_s == 0:
             self._end_session(session, now)
             return
         if session.changes is not None:
             session.changes.session(session)
         if session.expiry_s != NEVER_EXPIRES:
-            session.expiry_timer = self.timers.at(
-                now + session.expiry_s, lambda when: self._expire_session(session, when)
-            )
+            self.expire_session(session, now + session.expiry_s)
 
-    def _schedule_will(self, session: Session, will: p.Will, now: float) -> None:
-        """Publish *will* after its delay, or when the session ends if that is sooner [MQTT-3.1.2-8]."""
-        delay_s = min((will.properties or {}).get("will_delay_interval", 0), session.expiry_s)
-
-        def publish(when: float) -> None:
-            session.will_timer = None
-            # Whether it may is asked now, as Mosquitto does it: the rules may have changed since CONNECT.
-            is_routed = will.topic.count("/") < self.limits.max_topic_levels
-            if is_routed and self._session_may_publish(session, will.topic):
-                self.publish(Message.with_properties(will, will.topic, when), session, when)
-
-        if delay_s:
-            session.will_timer = self.timers.at(now + delay_s, publish)
-        else:
-            publish(now)
+    def expire_session(self, session: Session, when: float) -> None:
+        session.expiry_timer = self.timers.at(when, lambda now: self._expire_session(session, now))
 
     def _expire_session(self, session: Session, now: float) -> None:
         self.counters.sessions_expired += 1
@@ -252,11 +269,12 @@ class Broker:
             session.will_timer = None
         for topic_filter in session.subscriptions:
             self.routing.remove(session, topic_filter)
-        for delivery in session.shared_unsent():
+        for delivery in session.take_shared():
             group = self.routing.group(delivery.shared)
             if group is not None and not delivery.message.is_expired(now):
                 self._publish_shared(delivery.message, [group], now)
         session.keep_in(None)
+        session.queue.clear()
         session.subscriptions.clear()
         if session.expiry_timer is not None:
             session.expiry_timer.cancel()
@@ -266,9 +284,9 @@ class Broker:
 
     def may_publish(self, connection: Connection, topic: str) -> bool:
         session = connection.session
-        return session is not None and self._session_may_publish(session, topic)
+        return session is not None and self.session_may_publish(session, topic)
 
-    def _session_may_publish(self, session: Session, topic: str) -> bool:
+    def session_may_publish(self, session: Session, topic: str) -> bool:
         if topic[0] == "$" and topic.startswith(_OWN_TOPICS):
             return session.is_bridge and topic.startswith(_BRIDGE_TOPICS)
         permissions = session.permissions
@@ -285,7 +303,7 @@ class Broker:
         publisher = connection.session
         if publisher is None:
             return
-        if (publisher.permissions is not None or topic[0] == "$") and not self._session_may_publish(publisher, topic):
+        if (publisher.permissions is not None or topic[0] == "$") and not self.session_may_publish(publisher, topic):
             return
         counters = self.counters
         # Short packets have 4 bytes beside topic and payload (5.0: an empty property length more); those of
@@ -329,7 +347,7 @@ class Broker:
         """Route *message*; the number of sessions that get it. *publisher* None: the broker itself."""
         route = self.routing.route(message.topic)  # first: it refuses topic names with too many levels
         if publisher is not None and publisher.is_bridge:
-            kept = self.retained.matching(message.topic) if message.retain else ()
+            kept = self.retained.find(message.topic) if message.retain else None
             if not self.passage.admits(message, publisher, route.bridges, kept, now):
                 return 1  # taken before, so that the acknowledgement is an ordinary one
         if route.bridges:
@@ -345,7 +363,7 @@ class Broker:
                 target = own
             matched += 1
             # [MQTT-3.3.1-12], [MQTT-3.3.1-13]
-            self._deliver(message, target, message.retain and target.retain_as_published, now)
+            self.deliver(message, target, message.retain and target.retain_as_published, now)
         if route.groups:
             matched += self._publish_shared(message, route.groups, now)
         return matched
@@ -358,10 +376,10 @@ class Broker:
             if target is not None:
                 matched += 1
                 retain = message.retain and target.retain_as_published
-                self._deliver(message, target, retain, now, group.topic_filter)
+                self.deliver(message, target, retain, now, group.topic_filter)
         return matched
 
-    def _deliver(
+    def deliver(
         self, message: Message, target: Target, retain: bool, now: float, shared: str = ""
     ) -> None:
         """*shared*: the topic filter of the shared subscription that it comes by."""
@@ -401,15 +419,24 @@ class Broker:
             else:
                 self.own_retained.remove(message.topic)
             return
-        changes = self.changes
         if not message.payload:
-            removed = self.retained.remove(message.topic)
-            if removed is not None and changes is not None:
-                changes.retained_removed(removed)
+            self.forget_retained(message.topic)
             return
-        replaced = self.retained.set(message)
+        changes = self.changes
+        self.retained.set(message, 0 if changes is None else changes.number)
         if changes is not None:
-            changes.retained(message, replaced)
+            changes.retained(message)
+
+    def retained_below(self, topic_filter: str) -> Iterator[list[Message]]:
+        """The retained messages that match, in portions; the broker's own only if they are asked for by name."""
+        retained = self.own_retained if topic_filter.startswith(_OWN_TOPICS) else self.retained
+        return retained.matching(topic_filter)
+
+    def forget_retained(self, topic: str) -> None:
+        changes = self.changes
+        removed = self.retained.remove(topic, 0 if changes is None else changes.number)
+        if removed is not None and changes is not None:
+            changes.retained_removed(topic)
 
     # -- subscriptions --
 
@@ -449,66 +476,14 @@ class Broker:
         """The retained messages of a new subscription, with the retain flag set [MQTT-3.3.1-8]."""
         if subscription.topic_filter.startswith("$share/"):
             return  # MQTT 5.0 §4.8.2: no retained messages for shared subscriptions
-        target = subscription.target
-        permissions = subscription.session.permissions
-        topic_filter = subscription.topic_filter
-        retained = self.own_retained if topic_filter.startswith(_OWN_TOPICS) else self.retained
-        for message in retained.matching(topic_filter):
-            if permissions is not None and not permissions.may_read(message.topic):
-                continue
-            if subscription.session.is_bridge:
-                self.passage.mark(message)
-            if message.is_expired(now):
-                self._retain(Message(message.topic, b"", 0, retain=True))
-            else:
-                self._deliver(message, target, True, now)
+        self.catch_up.start(subscription, now)
 
-    # -- start and end --
-
-    def restore(self, snapshot: Snapshot, now: float) -> None:
-        """Take over what a store kept. Call once, on a new broker that is durable."""
-        messages: dict[int, Message] = {}
-        for stored in snapshot.messages:
-            messages[stored.key] = message = Message(*stored[1:])
-            message.key = stored.key
-        self.changes = changes = Changes(next_message_key=max(messages, default=0) + 1)
-        for _, key in snapshot.retained:
-            messages[key].references += 1
-            self.retained.set(messages[key])
-        by_key: dict[int, Session] = {}
-        for row in snapshot.sessions:
-            session = by_key[row.key] = Session(row.client_id, row.key, self.limits, self.counters)
-            session.expiry_s = row.expiry_s
-            session.ended_at = now if row.ended_at is None else row.ended_at
-            session.changes = changes
-            self.sessions[row.client_id] = session
-            self._next_session_key = max(self._next_session_key, row.key + 1)
-        for sub in snapshot.subscriptions:
-            session = by_key[sub.session_key]
-            subscription = Subscription(session, *sub[1:])
-            session.subscriptions[subscription.topic_filter] = subscription
-            session.is_bridge = session.is_bridge or subscription.is_bridges
-            self.routing.add(subscription)
-        for queued in snapshot.queue:
-            by_key[queued.session_key].restore_delivery(queued, messages[queued.message_key])
-        for session_key, packet_id in snapshot.received:
-            by_key[session_key].received.add(packet_id)
-        self.counters.sessions_maximum = len(self.sessions)
-        for session in by_key.values():
-            self._restore_expiry(session, now)
-
-        changes.forget_unreferenced(messages.values())
-
-    def _restore_expiry(self, session: Session, now: float) -> None:
-        assert session.ended_at is not None
-        if session.expiry_s == NEVER_EXPIRES:
-            return
-        session.expiry_timer = self.timers.at(
-            max(now, session.ended_at + session.expiry_s), lambda when: self._expire_session(session, when)
-        )
+    # -- end --
 
     def shut_down(self, connections: Iterable[Connection] | None = None) -> None:
-        """Tell every client that the server goes (5.0: reason 0x8B), and end the connections."""
+        """Tell every client that the server goes (5.0: reason 0x8B), and end the connections. Wills that a
+        store keeps are left to the next start (see `Wills.restore`)."""
+        self._is_stopping = connections is None
         for connection in list(connections if connections is not None else self.connections):
             connection.close(ReasonCode.SERVER_SHUTTING_DOWN, "the broker is shutting down")
-            connection.will = None  # the client did nothing wrong, and returns to its session
+            connection.will = None

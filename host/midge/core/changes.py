@@ -1,19 +1,22 @@
-"""What must last and isn't written yet: the core writes into it, a store takes it at the end of a turn.
-Knows no database; the last state of a key wins, and what came and went within one batch costs nothing.
+"""What must last and isn't written yet: the core notes it here, a store takes it batch by batch.
+Knows no database; the last state of a thing wins, and what came and went within one batch costs nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from midge.core.message import Message
-from midge.protocol.packets import Properties
+from midge.core.message import Message, MessageRow
+from midge.protocol.properties import encode_properties
 
 if TYPE_CHECKING:
     from midge.core.routing import Subscription
     from midge.core.session import Delivery, Session
+
+# A message that a session is owed: the message, QoS, retain, subscription identifiers, topic filter of the
+# shared subscription that it comes by ("": its own), packet identifier (0: not sent yet), PUBREC has come.
+QueueRow = tuple[MessageRow, int, bool, tuple[int, ...], str, int, bool]
 
 
 class SessionRow(NamedTuple):
@@ -34,79 +37,140 @@ class SubscriptionRow(NamedTuple):
     identifier: int
 
 
-class MessageRow(NamedTuple):
-    key: int
-    topic: str
-    payload: bytes
-    qos: int
-    retain: bool
-    properties: Properties | None
-    expires_at: float | None
-
-
-class QueueRow(NamedTuple):
-    """A message that a session is owed; `packet_id` 0: not sent yet; `is_released`: PUBREC has come."""
+class WillRow(NamedTuple):
+    """A will that has not been published. `due`: when it is to be, s since the epoch; None: its client is
+    connected. The session may be one that doesn't last: its will does (MQTT 5.0 §3.1.2.5)."""
 
     session_key: int
-    position: int
-    message_key: int
-    qos: int
-    retain: bool
-    identifiers: tuple[int, ...]
-    packet_id: int
-    is_released: bool
+    client_id: str
+    message: MessageRow
+    delay_s: int
+    due: float | None
 
 
 @dataclass(slots=True)
 class Batch:
-    """Changes that are written together or not at all. None as a value: the row is deleted."""
+    """Changes that are written together or not at all. None as a value: it is gone."""
 
     number: int
-    sessions: dict[int, SessionRow | None] = field(default_factory=dict)
+    sessions: dict[int, SessionRow] = field(default_factory=dict)
     subscriptions: dict[tuple[int, str], SubscriptionRow | None] = field(default_factory=dict)
-    messages: dict[int, MessageRow | None] = field(default_factory=dict)
-    queue: dict[tuple[int, int], QueueRow | None] = field(default_factory=dict)
-    received: dict[tuple[int, int], tuple[int, int] | None] = field(default_factory=dict)
-    retained: dict[str, tuple[str, int] | None] = field(default_factory=dict)
+    # By session key and position: what is new; new states of what was there (packet identifier, PUBREC has
+    # come); what is gone.
+    queue: dict[int, dict[int, QueueRow]] = field(default_factory=dict)
+    states: dict[int, dict[int, tuple[int, bool]]] = field(default_factory=dict)
+    done: dict[int, list[int]] = field(default_factory=dict)
+    received: dict[tuple[int, int], bool] = field(default_factory=dict)  # (session key, packet identifier)
+    retained: dict[str, MessageRow | None] = field(default_factory=dict)
+    wills: dict[int, WillRow | None] = field(default_factory=dict)
+    ended: list[int] = field(default_factory=list)  # keys of sessions that are gone with all they held
 
-    def __bool__(self) -> bool:
-        return bool(
-            self.queue
-            or self.messages
-            or self.received
-            or self.retained
-            or self.sessions
-            or self.subscriptions
-        )
+
+@dataclass(slots=True)
+class QueueSummary:
+    """What waits in one session's queue, unsent; the store gives the messages when they are asked for."""
+
+    count: int
+    bytes: int  # of payloads and topic names
+    last_position: int
 
 
 @dataclass(slots=True)
 class Snapshot:
-    """All that a store holds, as it is read at the start. The queue is in order of position."""
+    """What a broker must know at its start. Queues and retained messages stay with the store (`Reader`)."""
 
     sessions: list[SessionRow] = field(default_factory=list)
     subscriptions: list[SubscriptionRow] = field(default_factory=list)
-    messages: list[MessageRow] = field(default_factory=list)
-    queue: list[QueueRow] = field(default_factory=list)
+    in_flight: dict[int, list[tuple[int, QueueRow]]] = field(default_factory=dict)  # by session, in order
+    queues: dict[int, QueueSummary] = field(default_factory=dict)  # by session key
     received: list[tuple[int, int]] = field(default_factory=list)  # (session key, packet identifier)
-    retained: list[tuple[str, int]] = field(default_factory=list)  # (topic name, message key)
+    wills: list[WillRow] = field(default_factory=list)
+    retained_count: int = 0
+    retained_bytes: int = 0  # of topic names and payloads
+    next_message_key: int = 1
+
+
+class Reader(Protocol):
+    """Reads what a store has settled (see `Changes`): asked by the core, answers at once."""
+
+    def queue(self, session_key: int, after: int) -> list[tuple[int, QueueRow]]:
+        """The next of a session's queue by position, beyond *after*: some hundreds at most, not more than
+        a few megabytes; at least one if there is one."""
+        ...
+
+    def retained(self, topic_filter: str, after: bytes | None) -> tuple[list[MessageRow], bytes | None]:
+        """Retained messages whose topic names match, from *after* on (None: from the start): some
+        hundreds at most, and what to pass as *after* to go on; None: that was the end."""
+        ...
+
+    def retained_message(self, topic: str) -> MessageRow | None: ...
+
+
+def message_row(message: Message) -> MessageRow:
+    """Its `MessageRow`."""
+    properties = None
+    if message.properties:
+        properties = encode_properties(message.properties, "PUBLISH")
+    return (
+        message.key,
+        message.topic,
+        message.payload,
+        message.qos,
+        message.retain,
+        properties,
+        message.expires_at,
+    )
+
+
+# A batch of so many bytes of payload, or new messages, is written though nobody waits for it.
+_LARGE_BYTES = 1_000_000
+_LARGE_COUNT = 2000
 
 
 class Changes:
-    """The batch that is being filled. Batches are numbered 1, 2, 3, ... and written in that order."""
+    """The batch that is being filled. Batches are numbered 1, 2, 3, ... and written in that order.
+
+    A batch is first *committed*: it lasts, and what rests on it may be acknowledged. Some time later it is
+    *settled*: its contents can be read back one by one, and may be forgotten here (`Reader`).
+    """
 
     def __init__(self, next_message_key: int = 1) -> None:
-        self.batch = Batch(1)
-        self._next_message_key = next_message_key
+        self.number = 1  # of the batch that is being filled
+        self.settled = 0  # number of the last batch that is settled; set by the broker
         self.pending_bytes = 0  # of payloads in the batch; reset by `take`
-        self._is_rested_on = False  # set by `rest`, reset by `take`
+        self.is_rested_on = False  # output waits for this batch; set by `rest`, reset by `take`
+        self._next_message_key = next_message_key
+        self._new: dict[Delivery, int] = {}  # their session keys
+        self._states: dict[Delivery, int] = {}
+        self._done: dict[int, list[int]] = {}
+        self._retained: dict[str, Message | None] = {}
+        self._batch = Batch(1)  # the rest of it
+
+    def __bool__(self) -> bool:
+        batch = self._batch
+        return bool(
+            self._new
+            or self._done
+            or self._states
+            or self._retained
+            or batch.received
+            or batch.sessions
+            or batch.subscriptions
+            or batch.wills
+            or batch.ended
+        )
+
+    @property
+    def is_large(self) -> bool:
+        """It should be written even if nobody waits for it."""
+        return self.pending_bytes > _LARGE_BYTES or len(self._new) + len(self._done) > _LARGE_COUNT
 
     def rest(self) -> int:
         """The number of the batch that output of this turn has to wait for."""
-        if self.batch:
-            self._is_rested_on = True
-            return self.batch.number
-        return self.batch.number - 1  # nothing new is to be written: the last one that was taken
+        if self:
+            self.is_rested_on = True
+            return self.number
+        return self.number - 1  # nothing new is to be written: the last one that was taken
 
     def take(self) -> Batch | None:
         """The batch to write, and the next one begins; None if there is nothing to write or to wait for.
@@ -114,71 +178,70 @@ class Changes:
         It may be empty: what output rests on can go again before it is written, and the output still
         has to be released.
         """
-        batch = self.batch
-        if not batch and not self._is_rested_on:
+        if not self.is_rested_on and not self:
             return None
-        self.batch = Batch(batch.number + 1)
+        batch, self._batch = self._batch, Batch(self.number + 1)
+        self._fill(batch)
+        self.number += 1
         self.pending_bytes = 0
-        self._is_rested_on = False
+        self.is_rested_on = False
         return batch
 
-    # -- messages: stored once, deleted with the last reference --
-
-    def _hold(self, message: Message) -> None:
-        message.references += 1
-        if message.key:
-            return
-        message.key = key = self._next_message_key
-        self._next_message_key = key + 1
-        self.pending_bytes += len(message.payload)
-        self.batch.messages[key] = MessageRow(
-            key,
-            message.topic,
-            message.payload,
-            message.qos,
-            message.retain,
-            message.properties,
-            message.expires_at,
-        )
-
-    def _release(self, message: Message) -> None:
-        message.references -= 1
-        if message.references:
-            return
-        messages = self.batch.messages
-        if message.key in messages:
-            del messages[message.key]  # it came and went within this batch
-        else:
-            messages[message.key] = None
-        message.key = 0
-
-    def forget_unreferenced(self, messages: Iterable[Message]) -> None:
-        """At the start: delete from the store what nothing refers to any more."""
-        for message in messages:
-            if not message.references:
-                self.batch.messages[message.key] = None
+    def _fill(self, batch: Batch) -> None:
+        rows: dict[int, MessageRow] = {}  # by message key: one row, however many sessions wait for it
+        queue = batch.queue
+        for delivery, session_key in self._new.items():
+            message = delivery.message
+            row = rows.get(message.key)
+            if row is None:
+                row = rows[message.key] = message_row(message)
+            positions = queue.get(session_key)
+            if positions is None:
+                positions = queue[session_key] = {}
+            positions[delivery.position] = (
+                row,
+                delivery.qos,
+                delivery.retain,
+                delivery.identifiers,
+                delivery.shared,
+                delivery.packet_id,
+                delivery.is_released,
+            )
+        for delivery, session_key in self._states.items():
+            states = batch.states.setdefault(session_key, {})
+            states[delivery.position] = (delivery.packet_id, delivery.is_released)
+        batch.done = self._done
+        for topic, retained in self._retained.items():
+            batch.retained[topic] = None if retained is None else message_row(retained)
+        self._new = {}
+        self._states = {}
+        self._done = {}
+        self._retained = {}
 
     # -- sessions --
 
     def session(self, session: Session) -> None:
-        self.batch.sessions[session.key] = SessionRow(
+        self._batch.sessions[session.key] = SessionRow(
             session.key, session.client_id, session.expiry_s, session.ended_at
         )
 
     def session_removed(self, session: Session) -> None:
         """The session with its subscriptions, queue and packet identifiers is gone."""
         key = session.key
-        for subscription in session.subscriptions.values():
-            self.subscription_removed(session, subscription.topic_filter)
-        for delivery in (*session.in_flight.values(), *session.queue):
-            self.delivery_removed(session, delivery)
-        for packet_id in session.received:
-            self.batch.received[key, packet_id] = None
-        self.batch.sessions[key] = None
+        for delivery in (*session.in_flight.values(), *session.queue.in_memory()):
+            if delivery.batch == self.number:
+                del self._new[delivery]
+            self._states.pop(delivery, None)
+            delivery.batch = 0
+        self._done.pop(key, None)
+        self._batch.sessions.pop(key, None)
+        for topic_filter in session.subscriptions:
+            self._batch.subscriptions.pop((key, topic_filter), None)
+        self._batch.ended.append(key)
 
     def subscription(self, subscription: Subscription) -> None:
         key = subscription.session.key
-        self.batch.subscriptions[key, subscription.topic_filter] = SubscriptionRow(
+        self._batch.subscriptions[key, subscription.topic_filter] = SubscriptionRow(
             key,
             subscription.topic_filter,
             subscription.qos,
@@ -188,51 +251,61 @@ class Changes:
         )
 
     def subscription_removed(self, session: Session, topic_filter: str) -> None:
-        self.batch.subscriptions[session.key, topic_filter] = None
+        self._batch.subscriptions[session.key, topic_filter] = None
 
     # -- deliveries --
+
+    def _number(self, message: Message) -> None:
+        if not message.key:
+            message.key = self._next_message_key
+            self._next_message_key += 1
+        self.pending_bytes += len(message.payload)
 
     def delivery(self, session: Session, delivery: Delivery) -> None:
         """A new delivery, or the new state of one."""
         if not delivery.batch:
-            self._hold(delivery.message)
-            delivery.batch = self.batch.number
-        self.batch.queue[session.key, delivery.position] = QueueRow(
-            session.key,
-            delivery.position,
-            delivery.message.key,
-            delivery.qos,
-            delivery.retain,
-            delivery.identifiers,
-            delivery.packet_id,
-            delivery.is_released,
-        )
+            delivery.batch = self.number
+            self._new[delivery] = session.key
+            self._number(delivery.message)
+        elif delivery.batch != self.number:
+            self._states[delivery] = session.key
 
     def delivery_removed(self, session: Session, delivery: Delivery) -> None:
-        key = (session.key, delivery.position)
-        if delivery.batch == self.batch.number:
-            del self.batch.queue[key]  # it came and went within this batch
+        if delivery.batch == self.number:
+            del self._new[delivery]  # it came and went within this batch
         else:
-            self.batch.queue[key] = None
+            if self._states:
+                self._states.pop(delivery, None)
+            done = self._done.get(session.key)
+            if done is None:
+                self._done[session.key] = [delivery.position]
+            else:
+                done.append(delivery.position)
         delivery.batch = 0
-        self._release(delivery.message)
 
     def received(self, session: Session, packet_id: int) -> None:
         """The session took over a QoS 2 message with this identifier."""
-        self.batch.received[session.key, packet_id] = (session.key, packet_id)
+        self._batch.received[session.key, packet_id] = True
 
     def received_done(self, session: Session, packet_id: int) -> None:
         """Its PUBREL has come."""
-        self.batch.received[session.key, packet_id] = None
+        self._batch.received[session.key, packet_id] = False
 
-    # -- retained messages --
+    # -- retained messages and wills --
 
-    def retained(self, message: Message, replaced: Message | None) -> None:
-        self._hold(message)
-        self.batch.retained[message.topic] = (message.topic, message.key)
-        if replaced is not None:
-            self._release(replaced)
+    def retained(self, message: Message) -> None:
+        self._number(message)
+        self._retained[message.topic] = message
 
-    def retained_removed(self, removed: Message) -> None:
-        self.batch.retained[removed.topic] = None
-        self._release(removed)
+    def retained_removed(self, topic: str) -> None:
+        self._retained[topic] = None
+
+    def will(self, session: Session, message: Message, delay_s: int, due: float | None) -> None:
+        """The session has a will, or (due) it is known when it will be published."""
+        self._batch.wills[session.key] = WillRow(
+            session.key, session.client_id, message_row(message), delay_s, due
+        )
+
+    def will_removed(self, session: Session) -> None:
+        """It was published, or isn't to be."""
+        self._batch.wills[session.key] = None

@@ -97,6 +97,7 @@ class Connection:
         "out",
         "output_bytes",
         "owner",
+        "ping_position",
         "ping_timer",
         "plain_version",
         "rate",
@@ -155,6 +156,7 @@ class Connection:
         # QoS 2 messages of this connection without PUBREL: a send quota isn't carried over (5.0 §4.9).
         self.unreleased = 0
         self.is_ping_waiting = False  # a PINGREQ whose answer waits for the queue (the drained marker)
+        self.ping_position = 0  # of the last delivery that it waits for
         self.ping_timer: Timer | None = None
         self.out: list[bytes] = []  # this turn's output
         self.rests = False  # this turn's output must not leave before this turn's commit
@@ -344,17 +346,18 @@ class Connection:
     def data_to_send(self) -> list[bytes]:
         """What may leave now, in order; empty if it still rests on a commit."""
         held = self.held
-        if not held:
+        if not (held or self.rests):
             data, self.out = self.out, []
         else:
             data = []
             committed = self.broker.committed_batch
             while held and held[0][0] <= committed:
                 data += held.pop(0)[1]
-            if not held:
+            # A turn that isn't over may rest on changes that no batch has yet: its end will tell.
+            if not held and (not self.rests or self.broker.changes is None):
                 data += self.out
                 self.out = []
-        if not held:
+        if not held and not self.out:
             self.unacknowledged = 0
         self.output_bytes = 0
         return data
@@ -611,12 +614,14 @@ class Connection:
         self.send(p.Unsuback(packet.packet_id, [int(code) for code in codes], None))
 
     def _on_pingreq(self, packet: p.Pingreq, now: float) -> None:
-        if not self._session().queue:
+        session = self._session()
+        if not session.queue.count:
             self.send_bytes(_PINGRESP)
             return
         # The drained marker: PINGRESP follows what is queued for the session, so that a board that
         # sees it can sleep; at the latest after half the keep alive, so that the link isn't thought dead.
         self.is_ping_waiting = True
+        self.ping_position = session.last_position
         if self.ping_timer is None:
             wait_s = self.keep_alive_s / 2 if self.keep_alive_s else 30.0
             self.ping_timer = self.broker.timers.at(now + wait_s, self._ping_waited)

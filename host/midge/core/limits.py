@@ -20,6 +20,11 @@ class Limits:
     # bytes of payload and topic that wait for one session. Mosquitto: no limit; ours must have one.
     max_queued_bytes: int = 64_000_000
 
+    # bytes of memory for messages that wait in queues and for retained ones, half for each; what is beyond
+    # lives on disk only. Without a store there is nowhere else: then the limits above are what bounds it.
+    # Mosquitto and EMQX keep all of it in memory.
+    max_message_memory: int = 128_000_000
+
     # messages at QoS 1 and 2 that are sent and not yet acknowledged, per session: the window of a
     # client that names no Receive Maximum (every 3.1.1 client). Mosquitto: 20; EMQX: 32.
     max_inflight_messages: int = 20

@@ -6,7 +6,12 @@ from __future__ import annotations
 
 from midge.protocol.encoder import publish_parts
 from midge.protocol.packets import Properties, Publish, Will
-from midge.protocol.properties import encode_properties
+from midge.protocol.properties import decode_properties, encode_properties
+
+# What a store keeps of a message: plain values, as cheap to make and to encode as Python has it. Key, topic
+# name, payload, QoS, retain, properties (encoded, None: none), when it expires (s since the epoch; None: never).
+# Rows with one key are one message: its payload is kept once.
+MessageRow = tuple[int, str, bytes, int, bool, bytes | None, float | None]
 
 # Properties that travel with a message to its subscribers (MQTT 5.0 §3.3.2.3); topic alias and
 # subscription identifier belong to one connection, the expiry interval is counted down by us.
@@ -24,8 +29,8 @@ class Message:
     """One published message.
 
     `qos` and `retain` are the publisher's. `expires_at` is s since the epoch, None: never
-    (MQTT 5.0 §3.3.2.3.3). `key` is its number in the store, 0 as long as it isn't stored;
-    `references` counts the queues that hold it there (set and cleared by `Changes`).
+    (MQTT 5.0 §3.3.2.3.3). `key` tells the store that several queues wait for one message; 0: none that
+    lasts does (set by `Changes`).
     """
 
     __slots__ = (
@@ -35,7 +40,6 @@ class Message:
         "payload",
         "properties",
         "qos",
-        "references",
         "retain",
         "topic",
     )
@@ -56,7 +60,6 @@ class Message:
         self.properties = properties
         self.expires_at = expires_at
         self.key = 0
-        self.references = 0
         self._parts: dict[int, tuple[bytes, bytes]] = {}  # by QoS << 4 | retain << 3 | version
 
     @classmethod
@@ -91,6 +94,15 @@ class Message:
         """Other properties from now on: what was encoded with the former ones is not sent any more."""
         self.properties = properties
         self._parts.clear()
+
+    @classmethod
+    def restored(cls, row: MessageRow) -> Message:
+        """The message in a row of the store."""
+        key, topic, payload, qos, retain, encoded, expires_at = row
+        properties = None if encoded is None else decode_properties(encoded, "PUBLISH")
+        message = cls(topic, payload, qos, retain, properties, expires_at)
+        message.key = key
+        return message
 
     def is_expired(self, now: float) -> bool:
         return self.expires_at is not None and self.expires_at <= now

@@ -10,7 +10,7 @@ us back what we sent (other people's brokers without `no local`) is the bridge's
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Passage:
         message: Message,
         publisher: Session,
         bridges: list[Session],
-        kept: Iterable[Message],
+        kept: Message | None,
         now: float,
     ) -> bool:
         """Whether *message*, that came over a bridge, is new here; *bridges* are those that it would leave by,
@@ -89,7 +89,7 @@ class Passage:
             self.dropped += 1
             return False
         self._remember(identifier, message.topic)
-        if any((_find(other) or "").startswith(identifier + " ") for other in kept):
+        if kept is not None and (_find(kept) or "").startswith(identifier + " "):
             self.dropped += 1  # of an earlier start of ours: the other side tells what is retained once more
             return False
         _set(message, f"{value} {self.name}")

@@ -4,15 +4,15 @@ Knows how messages are queued and acknowledged, not how they are routed.
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from midge.core.backlog import Backlog, Queue, restored_delivery
 from midge.core.changes import Changes, QueueRow
 from midge.core.limits import Counters, Limits
 from midge.core.message import Message
 from midge.protocol.errors import ProtocolError
 from midge.protocol.reasons import ReasonCode
-from midge.protocol.topics import matches, split_shared
 
 if TYPE_CHECKING:
     from midge.core.access import Permissions
@@ -83,13 +83,14 @@ class Session:
         "limits",
         "permissions",
         "queue",
-        "queued_bytes",
         "received",
         "subscriptions",
         "will_timer",
     )
 
-    def __init__(self, client_id: str, key: int, limits: Limits, counters: Counters) -> None:
+    def __init__(
+        self, client_id: str, key: int, limits: Limits, counters: Counters, backlog: Backlog | None = None
+    ) -> None:
         self.client_id = client_id
         self.key = key
         self.limits = limits
@@ -104,8 +105,7 @@ class Session:
         self.is_bridge = False  # set by CONNECT, or by subscriptions that only a bridge makes
         self.subscriptions: dict[str, Subscription] = {}
         self.in_flight: dict[int, Delivery] = {}  # by packet identifier, in the order sent
-        self.queue: deque[Delivery] = deque()  # what waits for room in the window
-        self.queued_bytes = 0
+        self.queue = Queue(key, backlog or Backlog(0))  # what waits for room in the window
         self.received: set[int] = set()  # QoS 2: PUBREC sent, PUBREL not yet received
         self.last_packet_id = 0
         self.last_position = 0
@@ -127,47 +127,49 @@ class Session:
         self.last_position = position = self.last_position + 1
         delivery = Delivery(message, qos, retain, identifiers, position, shared)
         connection = self.connection
-        if connection is not None and not self.queue and len(self.in_flight) < connection.window:
+        if connection is not None and not self.queue.count and len(self.in_flight) < connection.window:
             self._send(delivery, connection, now)
         else:
             self._enqueue(delivery)
 
     def _enqueue(self, delivery: Delivery) -> None:
-        self.queue.append(delivery)
-        self.queued_bytes += delivery.message.size()
-        limits = self.limits
         if self.changes is not None:
             self.changes.delivery(self, delivery)
-        while len(self.queue) > limits.max_queued_messages or self.queued_bytes > limits.max_queued_bytes:
+        queue, limits = self.queue, self.limits
+        queue.append(delivery)
+        while queue.count > limits.max_queued_messages or queue.bytes > limits.max_queued_bytes:
             # Mosquitto drops the newest; a reading that is hours old is worth less than today's.
-            self._forget(self._take_next())
+            self._forget(queue.popleft())
             self.counters.dropped_queue_full += 1
-
-    def _take_next(self) -> Delivery:
-        delivery = self.queue.popleft()
-        self.queued_bytes -= delivery.message.size()
-        return delivery
 
     def _forget(self, delivery: Delivery) -> None:
         if delivery.batch and self.changes is not None:
             self.changes.delivery_removed(self, delivery)
 
-    def shared_unsent(self) -> list[Delivery]:
-        """What another member of its shared subscription should get when this session ends (MQTT 5.0 §4.8.2):
+    def take_shared(self) -> Iterator[Delivery]:
+        """The session ends: what another member of its shared subscription should get (MQTT 5.0 §4.8.2), that is
         what was not sent, and QoS 1 without its PUBACK; never QoS 2 once it was sent [MQTT-4.8.2-5]."""
-        unsent = [delivery for delivery in self.in_flight.values() if delivery.qos == 1]
-        return [delivery for delivery in (*unsent, *self.queue) if delivery.shared]
+        if not any(topic_filter.startswith("$share/") for topic_filter in self.subscriptions):
+            return
+        yield from [d for d in self.in_flight.values() if d.qos == 1 and d.shared]
+        while self.queue.count:
+            delivery = self.queue.popleft()
+            self._forget(delivery)
+            if delivery.shared:
+                yield delivery
 
     def drop_unreadable(self, permissions: Permissions) -> None:
-        """What was queued while its client was away, and may no longer be read, is not sent."""
-        kept: deque[Delivery] = deque()
-        for delivery in self.queue:
+        """What was queued while its client was away, and may no longer be read, is not sent. What is only on
+        disk is sorted out when it is read back."""
+        if self.queue.stored:
+            return
+        kept: list[Delivery] = []
+        for delivery in self.queue.in_memory():
             if permissions.may_read(delivery.message.topic):
                 kept.append(delivery)
             else:
-                self.queued_bytes -= delivery.message.size()
                 self._forget(delivery)
-        self.queue = kept
+        self.queue.keep_only(kept)
 
     def fill_window(self, now: float) -> None:
         """Send from the queue while the client may be sent more [MQTT-3.3.4-9]."""
@@ -175,15 +177,22 @@ class Session:
         if connection is None:
             return
         queue, in_flight, window = self.queue, self.in_flight, connection.window
-        while queue and len(in_flight) < window:
-            delivery = self._take_next()
+        while queue.count and len(in_flight) < window:
+            delivery = queue.popleft()
             if delivery.message.is_expired(now):
                 self._forget(delivery)
                 self.counters.dropped_expired += 1
+            elif delivery.batch == -1 and not self._may_read(delivery.message.topic):
+                self._forget(delivery)  # it was read back from the disk; see `drop_unreadable`
             else:
                 self._send(delivery, connection, now)
-        if not queue and connection.is_ping_waiting:
+        if connection.is_ping_waiting and (
+            not queue.count or queue.first_position() > connection.ping_position
+        ):
             connection.send_pingresp()
+
+    def _may_read(self, topic: str) -> bool:
+        return self.permissions is None or self.permissions.may_read(topic)
 
     def _send(self, delivery: Delivery, connection: Connection, now: float) -> None:
         delivery.packet_id = packet_id = self._next_packet_id()
@@ -229,7 +238,7 @@ class Session:
             raise ProtocolError(ReasonCode.PROTOCOL_ERROR, f"PUBACK for a QoS 2 message ({packet_id})")
         if delivery.batch and self.changes is not None:
             self.changes.delivery_removed(self, delivery)
-        if self.queue:
+        if self.queue.count:
             self.fill_window(now)
 
     def pubrec(self, packet_id: int, is_refused: bool, now: float) -> bool:
@@ -289,34 +298,19 @@ class Session:
         """From now on the session lasts in *changes*, or (None) ends with its connection."""
         if self.changes is not None and changes is None:
             self.changes.session_removed(self)
+            kept = self.queue.in_memory()
+            self.queue.clear()
+            self.queue.lasts = False
+            self.queue.keep_only(kept)
         self.changes = changes
         if changes is not None:
+            self.queue.lasts = True
             changes.session(self)
 
-    def restore_delivery(self, row: QueueRow, message: Message) -> None:
-        """At the start: take over one delivery from the store; call in order of position."""
-        delivery = Delivery(message, row.qos, row.retain, row.identifiers, row.position)
-        delivery.shared = self._shared_filter(message.topic)
-        delivery.packet_id = row.packet_id
-        delivery.is_released = row.is_released
-        delivery.batch = -1  # in the store since before the first batch
-        message.references += 1
-        self.last_position = row.position
-        if row.packet_id:
-            self.in_flight[row.packet_id] = delivery
-            self.last_packet_id = row.packet_id
-        else:
-            self.queue.append(delivery)
-            self.queued_bytes += message.size()
-
-    def _shared_filter(self, topic: str) -> str:
-        """The shared subscription that a restored message on *topic* must have come by; the store doesn't
-        say. "" if it can as well be the session's own."""
-        shared = ""
-        for topic_filter in self.subscriptions:
-            share_name, plain_filter = split_shared(topic_filter)
-            if matches(plain_filter, topic):
-                if share_name is None:
-                    return ""
-                shared = topic_filter
-        return shared
+    def restore_in_flight(self, rows: list[tuple[int, QueueRow]]) -> None:
+        """At the start: take over what had been sent and not acknowledged, in order of position."""
+        for position, row in rows:
+            delivery = restored_delivery(position, row)
+            self.in_flight[delivery.packet_id] = delivery
+            self.last_packet_id = delivery.packet_id
+            self.last_position = position

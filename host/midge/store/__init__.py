@@ -7,18 +7,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from midge.core.changes import Batch, Snapshot
+from midge.core.changes import Batch, Reader, Snapshot
 
 
 class Store(Protocol):
-    """`load` is called once, at the start; `write` from one thread at a time, never the event loop's."""
+    """`load` is called once, at the start; `write` and `settle` from one thread at a time, never the event
+    loop's; the reader from the event loop's."""
 
     def load(self) -> Snapshot:
-        """All that is kept. StoreError if it can't be read."""
+        """What the broker must know at its start. StoreError if it can't be read."""
         ...
 
-    def write(self, batch: Batch) -> None:
-        """Keep *batch*, all of it or nothing; when it returns, it lasts. StoreError if it doesn't."""
+    @property
+    def reader(self) -> Reader:
+        """Gives single queues and retained messages back, as far as they are settled."""
+        ...
+
+    def write(self, batch: Batch) -> int:
+        """Keep *batch*, all of it or nothing; when it returns, it lasts. The number of the last batch that is
+        settled. StoreError: nothing of it is kept."""
+        ...
+
+    def settle(self) -> int:
+        """Settle all that was written; the number of the last batch."""
         ...
 
     def close(self) -> None: ...

@@ -4,15 +4,18 @@ Knows no socket and no clock; the test moves the time.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from midge.core.access import Access
 from midge.core.broker import Broker
-from midge.core.changes import Batch, Snapshot
+from midge.core.changes import Batch
 from midge.core.limits import Limits
+from midge.core.restore import restore
 from midge.protocol import packets as p
 from midge.protocol.decoder import Decoder
 from midge.protocol.encoder import encode
+from midge.store.memory import MemoryStore
 
 
 class Core:
@@ -21,15 +24,17 @@ class Core:
     def __init__(
         self,
         is_durable: bool = False,
-        snapshot: Snapshot | None = None,
+        store: MemoryStore | None = None,
         access: Access | None = None,
+        now: float = 1_000_000.0,
         **limits: Any,
     ) -> None:
-        self.now = 1_000_000.0
+        self.now = now
         self.broker = Broker(Limits(**limits), access, is_durable)
-        if is_durable:
-            self.broker.restore(snapshot or Snapshot(), self.now)
         self.written: list[Batch] = []
+        if is_durable:
+            self.store = store or MemoryStore()
+            restore(self.broker, self.store.load(), self.store.reader, self.now)
 
     def client(self, client_id: str = "", version: int = 4, connect: bool = True, **fields: Any) -> Client:
         client = Client(self, version)
@@ -54,14 +59,15 @@ class Core:
         if commit:
             while (batch := self.broker.take_batch()) is not None:
                 self.written.append(batch)
+                settled = self.store.write(batch)
                 self.broker.committed(batch.number)
+                self.broker.settled(settled)
                 for connection in list(self.broker.connections):
                     connection.owner.flush()
 
-    def restarted(self) -> Core:
+    def restarted(self, **limits: Any) -> Core:
         """A new core on what was written, as after a crash."""
-        again = Core(is_durable=True, snapshot=snapshot_of(self.written))
-        again.now = self.now
+        again = Core(is_durable=True, store=copy.deepcopy(self.store), now=self.now, **limits)
         return again
 
 
@@ -156,19 +162,3 @@ def publish_packet(
         packet_id_at=0,
         **values,
     )
-
-
-def snapshot_of(batches: list[Batch]) -> Snapshot:
-    """What a store that took *batches* holds."""
-    tables: dict[str, dict[Any, Any]] = {}
-    for batch in batches:
-        for name in ("sessions", "subscriptions", "messages", "queue", "received", "retained"):
-            table = tables.setdefault(name, {})
-            for key, row in getattr(batch, name).items():
-                if row is None:
-                    table.pop(key, None)
-                else:
-                    table[key] = row
-    rows = {name: list(table.values()) for name, table in tables.items()}
-    rows["queue"] = sorted(rows.get("queue", []))
-    return Snapshot(**rows)

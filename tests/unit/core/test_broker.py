@@ -499,7 +499,7 @@ def test_a_queue_is_bounded_in_bytes_too() -> None:
     for _ in range(20):
         publisher.publish("a", b"x" * 99, 1)
     session = core.broker.sessions["sub"]
-    assert len(session.queue) == 10 and session.queued_bytes == 1000
+    assert len(session.queue) == 10 and session.queue.bytes == 1000
 
 
 def test_what_was_unacknowledged_is_sent_again_with_dup_and_the_same_identifier() -> None:

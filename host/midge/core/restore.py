@@ -1,0 +1,51 @@
+"""What a broker takes over from a store at its start.
+Knows rows and what they become; queues and retained messages stay where they are until they are wanted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from midge.core.changes import Changes, Reader, Snapshot
+from midge.core.retained import Retained
+from midge.core.routing import Subscription
+from midge.core.session import NEVER_EXPIRES, Session
+
+if TYPE_CHECKING:
+    from midge.core.broker import Broker
+
+
+def restore(broker: Broker, snapshot: Snapshot, reader: Reader, now: float) -> None:
+    """Take over what a store kept. Call once, on a new broker that is durable."""
+    broker.changes = changes = Changes(snapshot.next_message_key)
+    broker.backlog.reader = reader
+    broker.retained = Retained(broker.limits.max_message_memory // 2, reader)
+    broker.retained.restore(snapshot.retained_count, snapshot.retained_bytes)
+    by_key: dict[int, Session] = {}
+    for row in snapshot.sessions:
+        session = by_key[row.key] = broker.new_session(row.client_id, row.key)
+        session.expiry_s = row.expiry_s
+        session.ended_at = now if row.ended_at is None else row.ended_at
+        session.changes = changes
+        session.queue.lasts = True
+    for sub in snapshot.subscriptions:
+        session = by_key[sub.session_key]
+        subscription = Subscription(session, *sub[1:])
+        session.subscriptions[subscription.topic_filter] = subscription
+        session.is_bridge = session.is_bridge or subscription.is_bridges
+        broker.routing.add(subscription)
+    for session_key, rows in snapshot.in_flight.items():
+        by_key[session_key].restore_in_flight(rows)
+    for session_key, queue in snapshot.queues.items():
+        session = by_key[session_key]
+        session.queue.restore(queue.count, queue.bytes, session.last_position)
+        session.last_position = queue.last_position
+    for session_key, packet_id in snapshot.received:
+        by_key[session_key].received.add(packet_id)
+    broker.counters.sessions_maximum = len(broker.sessions)
+    for session in by_key.values():
+        assert session.ended_at is not None
+        if session.expiry_s != NEVER_EXPIRES:
+            broker.expire_session(session, max(now, session.ended_at + session.expiry_s))
+    for will in snapshot.wills:
+        broker.wills.restore(will, by_key.get(will.session_key), now)
