@@ -126,10 +126,20 @@ class Server:
 
     def _start_bridge(self, section: BridgeSection) -> None:
         path = self.config.path
-        bridge = Bridge(section, self.broker, self.end_turn_soon, self.now, self._tell_bridge, path)
+        bridge = Bridge(
+            section, self.broker, self.end_turn_soon, self.now, self._tell_bridge, path, cable=self._connect_cable
+        )
         self._bridges.append(bridge)
         self._tell_bridge(bridge)
         bridge.start()
+
+    def _connect_cable(self, device: str, protocol: asyncio.Protocol) -> None:
+        """To the broker of the board on a serial cable. OSError: it isn't there."""
+        for listener in self._listeners:
+            if listener.cable is not None and listener.section.device == device:
+                listener.cable.connect(protocol)
+                return
+        raise OSError(f"no listener has the cable {device}")
 
     async def _stop_bridge(self, bridge: Bridge) -> None:
         self._bridges.remove(bridge)

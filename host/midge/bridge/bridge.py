@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from midge.bridge.dial import Connect, Dialler
+from midge.bridge.dial import ConnectCable, Dialler
 from midge.bridge.echo import Echo
 from midge.bridge.link import Link
 from midge.bridge.local import Local
@@ -42,10 +42,10 @@ class Bridge:
         now: Callable[[], float],
         changed: Callable[[Bridge], None],
         path: Callable[[str], Path] = Path,
-        connect: Connect | None = None,
+        cable: ConnectCable | None = None,
     ) -> None:
         """*changed* is called when `is_connected` has; *path* makes paths of the configuration absolute;
-        *connect*: what dials, if not the schemes of `dial` do."""
+        *cable*: what connects over a serial cable."""
         self.section = section
         self.broker = broker
         self.end_turn_soon = end_turn_soon
@@ -61,7 +61,7 @@ class Bridge:
         self.owes_retained = True  # the remote broker has to be told what is retained; cleared when it was
         self.version = 4 if section.version == "3.1.1" else 5  # what the next connection speaks
         self.too_large: int | None = None  # packet identifier of a message that the remote broker can't take
-        self.connect = connect or Dialler(section, path).connect
+        self.connect = Dialler(section, path, cable).connect
         self._changed = changed
         self._addresses = section.addresses
         self._task: asyncio.Task[None] | None = None

@@ -1,5 +1,5 @@
 """How a bridge reaches the other broker: one dialler for each scheme of address, each gives the protocol a transport.
-Knows addresses, TLS and WebSockets, nothing of MQTT.
+Knows addresses, TLS and WebSockets, nothing of MQTT; who has the serial cables is the server's to say.
 """
 
 from __future__ import annotations
@@ -12,21 +12,25 @@ from pathlib import Path
 from midge.config import Address, parse_address
 from midge.config import Bridge as Section
 
-# Connects a protocol to the broker at an address; returns once `connection_made` was called. OSError (ssl.SSLError
-# and socket.gaierror are some): there is none to be had.
-Connect = Callable[[str, asyncio.Protocol], Awaitable[None]]
+# Connects a protocol over the cable that a listener has open on a device. OSError: there is none.
+ConnectCable = Callable[[str, asyncio.Protocol], object]
 
 
 class Dialler:
     """Connects one bridge; `path` makes the paths in its section absolute."""
 
-    def __init__(self, section: Section, path: Callable[[str], Path]) -> None:
+    def __init__(
+        self, section: Section, path: Callable[[str], Path], cable: ConnectCable | None = None
+    ) -> None:
         self._section = section
+        self._cable = cable
         self._path = path
         self._context: ssl.SSLContext | None = None
         self._tasks: set[asyncio.Task[None]] = set()  # of WebSockets, so that nobody collects them
 
     async def connect(self, address: str, protocol: asyncio.Protocol) -> None:
+        """Returns once `connection_made` was called. OSError (ssl.SSLError and socket.gaierror are some): the broker
+        can't be reached."""
         await _DIALLERS[parse_address(address).scheme](self, parse_address(address), protocol)
 
     async def _tcp(self, address: Address, protocol: asyncio.Protocol) -> None:
@@ -82,6 +86,11 @@ class Dialler:
         task.add_done_callback(self._tasks.discard)
         await asyncio.sleep(0)  # `run` begins, and with it the connection
 
+    async def _serial(self, address: Address, protocol: asyncio.Protocol) -> None:
+        if self._cable is None:
+            raise OSError(f"no listener has the cable {address.host}")
+        self._cable(address.host, protocol)
+
     def _tls_context(self) -> ssl.SSLContext:
         """TLS 1.2 and 1.3. OSError: a file can't be used."""
         if self._context is None:
@@ -126,6 +135,7 @@ async def _hosts(host: str) -> list[str]:
 _DIALLERS: dict[str, Callable[[Dialler, Address, asyncio.Protocol], Awaitable[None]]] = {
     "mqtt": Dialler._tcp,
     "mqtts": Dialler._tcp,
+    "serial": Dialler._serial,
     "ws": Dialler._websocket,
     "wss": Dialler._websocket,
 }

@@ -19,8 +19,10 @@ _ADDRESS = re.compile(
     r"(?P<scheme>[a-z]+)://(?P<host>\[[0-9a-fA-F:.]+\]|[^:/?#@\[\]\s]+)(:(?P<port>\d{1,5}))?(?P<path>/[^\s#]*)?"
 )
 
+_CABLE = "serial:"  # then the `device` of a listener
 ADDRESSES = (
-    "mqtt://HOST, mqtts://HOST, ws://HOST/PATH or wss://HOST/PATH, each with :PORT if it isn't the usual one"
+    "mqtt://HOST, mqtts://HOST, ws://HOST/PATH or wss://HOST/PATH, each with :PORT if it isn't the usual one, "
+    "or serial:DEVICE"
 )
 
 _TOPICS_EXAMPLE = [
@@ -61,7 +63,7 @@ class BridgeTopic(Section):
 
 
 class Address(NamedTuple):
-    """Where a broker is, in parts; `path` is a WebSocket's."""
+    """Where a broker is, in parts; `path` is a WebSocket's. Of the scheme "serial", `host` is the device."""
 
     scheme: str
     host: str
@@ -75,6 +77,8 @@ class Address(NamedTuple):
 
 def parse_address(text: str) -> Address:
     """ValueError: it is none of a broker."""
+    if text.startswith(_CABLE) and len(text) > len(_CABLE):
+        return Address("serial", text.removeprefix(_CABLE), 0, "")
     match = _ADDRESS.fullmatch(text)
     if match is None or match["scheme"] not in PORTS or int(match["port"] or 1) not in range(1, 65_536):
         raise ValueError(f"must be {ADDRESSES}")
@@ -99,7 +103,8 @@ class Bridge(Section):
     )
     address: str = key(
         ...,
-        "The other broker; a name that ends in .local is also looked for by mDNS.",
+        "The other broker; a name that ends in .local is also looked for by mDNS. With serial:DEVICE the broker of "
+        "the board on that cable, which needs a [[listener]] of its own.",
         example="mqtt://kitchen.local:1883",
         allowed=ADDRESSES,
     )

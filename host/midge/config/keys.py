@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import PrivateAttr, field_validator, model_validator
 
 from midge.config.access import AccessSection, JwtSection
-from midge.config.bridges import Bridge
+from midge.config.bridges import Bridge, parse_address
 from midge.config.section import Section, key
 from midge.core.limits import Limits
 
@@ -311,6 +311,18 @@ class Config(Section):
             if names.count(name) > 1:
                 raise ValueError(f"two bridges are named {name!r}")
         return value
+
+    @model_validator(mode="after")
+    def _cables_are_there(self) -> Config:
+        devices = [listener.device for listener in self.listener if listener.type == "serial"]
+        for bridge in self.bridge:
+            for address in map(parse_address, bridge.addresses):
+                if address.scheme == "serial" and address.host not in devices:
+                    raise ValueError(
+                        f'bridge {bridge.name!r} goes over the cable {address.host!r}: add a [[listener]] with type = '
+                        f'"serial" and device = "{address.host}"'
+                    )
+        return self
 
     def core_limits(self) -> Limits:
         return Limits(**self.limits.model_dump())
