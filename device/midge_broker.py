@@ -26,13 +26,21 @@ import sys
 import time
 
 try:
-    from asyncio import core as _core  # MicroPython only
     from micropython import const
 except ImportError:
-    _core = None
 
     def const(value):
-        return value
+        return value if value >= 0 else 0
+
+
+# MicroPython's compiler takes this one as it stands and leaves out the other interpreter's half of this file. CPython
+# calls the function above and gets 0.
+_MICROPYTHON = const(-1)
+
+try:
+    import midge_broker_v5 as _v5  # MQTT 5.0; without that file its clients are told to speak 3.1.1
+except ImportError:
+    _v5 = None
 
 
 # ---- constants ----
@@ -61,12 +69,19 @@ _STATE = const(16)
 _RELEASED = const(3)  # QoS 2, PUBREC came: the message is done with (now b""), its PUBREL is not
 _RETAIN = const(0x40000)
 _DUP = const(0x80000)
+_SHARED = const(0x100000)  # came by a shared subscription
 # What ends each state, or takes it one further.
 _ENDS_WITH = (0, _PUBACK, _PUBREC, _PUBCOMP)
+
+# Options of a subscription, beside its QoS: those of 5.0 (§3.8.3.1), and ours.
+_NO_LOCAL = const(4)
+_AS_PUBLISHED = const(8)  # RETAIN as it came
+_OF_BRIDGE = const(12)  # nothing is echoed to a bridge (DESIGN §5), it is told what is retained: as Mosquitto has it
+_OF_GROUP = const(64)
 _ENTRY_BYTES = const(32)  # list cells of an entry, or header of an object, on a 64-bit port; half on a board
 _RETAINED_BYTES = const(160)  # of a retained message beside itself: dict cells, topic, object headers
 
-_QOS2_RECEIVED_MAX = const(128)  # unreleased QoS 2 packet identifiers; Mosquitto allows 20, paho sends 20
+_QOS2_RECEIVED_MAX = const(256)  # unreleased QoS 2 packet identifiers; Mosquitto allows 20, paho sends 20
 _PENDING_MAX = const(4)  # connections beside max_clients that have not sent CONNECT yet
 _ROUTES_MAX = const(16)  # topics whose receivers are remembered; more topics only cost time
 _CHUNK_BYTES = const(1460)  # read at once: one TCP segment, then the others have their turn
@@ -74,26 +89,29 @@ _BEHIND = const(4)  # messages that wait for a place in the window: their publis
 _HELD_BYTES_MAX = const(256)  # 64 acknowledgements; usual windows are 10 to 20
 _LOG_LINES_MAX = const(5)  # per second: a UART of 115,200 bit/s takes 5 ms a line
 
+# What becomes of a packet identifier, for the store; _RELEASED is one more.
+_GONE = const(2)  # the session has ended
+_DONE = const(7)  # sent and acknowledged, or dropped
+_TAKEN = const(8)  # QoS 2, received
+_FREED = const(9)  # ... and released
+
 # Counters, by their place in Broker._counts, and their names under $SYS/broker/.
 _RECEIVED = const(0)  # PUBLISH packets, each QoS 2 message once
 _SENT = const(1)  # PUBLISH packets
-_DROPPED = const(2)  # a queue was full, or no memory
-_REFUSED = const(3)  # connections: no room, not authorized, displaced
-_MALFORMED = const(4)  # connections
-_RETAINED_REFUSED = const(5)
-_SUBSCRIPTIONS_REFUSED = const(6)
+_FULL = const(2)  # dropped: a queue, or all of them
+_NO_MEMORY = const(3)  # dropped
+_DENIED = const(4)  # dropped: the hook `allow` said no
+_EXPIRED = const(5)  # dropped: 5.0, as is the next
+_TOO_LARGE = const(6)  # dropped: for its receiver
+_REFUSED = const(7)  # connections: no room, not authorized, displaced
+_MALFORMED = const(8)  # connections
+_RETAINED_REFUSED = const(9)
+_SUBSCRIPTIONS_REFUSED = const(10)
 _SYS = (
-    "messages/received",
-    "messages/sent",
-    "messages/dropped",
-    "connections/refused",
-    "connections/malformed",
-    "retained/refused",
-    "subscriptions/refused",
-    "clients/connected",
-    "clients/total",
-    "heap/free",
-    "uptime",
+    "messages/received messages/sent messages/dropped/full messages/dropped/memory messages/dropped/denied "
+    "messages/dropped/expired messages/dropped/large connections/refused connections/malformed retained/refused "
+    "subscriptions/refused messages/dropped messages/queued/bytes retained/bytes clients/connected clients/total "
+    "heap/free uptime store/bytes store/bytes_per_message"
 )
 
 
@@ -110,7 +128,9 @@ class _Malformed(ValueError):  # the peer broke the protocol: ends its connectio
 # asyncio's own poller, through the two calls that its stream.py uses too (what lies beneath them differs
 # between versions), so that the broker sleeps whenever the hosting program does: a poll object of our own
 # couldn't wait together with that program's tasks, and streams would copy and lock per packet.
-if _core:
+if _MICROPYTHON:
+    from asyncio import core as _core
+
     _ticks_ms = time.ticks_ms  # wraps around, after 12 days on a 32-bit board
     _ticks_diff = time.ticks_diff
 
@@ -120,15 +140,20 @@ if _core:
     def _send(sock, data, offset, length):
         return sock.write(data, offset, length)
 
-    def _wait(queue, sock, on_ready):
+    # Ends at nothing but on_ready's word: where there is no memory to wait with, there is some later.
+    def _wait(queue, write, sock, on_ready):
         while True:
-            yield queue(sock)
-            if not on_ready():
-                return
+            try:
+                yield queue.queue_write(sock) if write else queue.queue_read(sock)
+                if not on_ready():
+                    return
+            except MemoryError:
+                gc.collect()
+                queue.map.pop(id(sock), None)  # what may be there by half
+                yield from asyncio.sleep_ms(50)
 
     def _watch(sock, write, on_ready):
-        queue = _core._io_queue
-        task = asyncio.create_task(_wait(queue.queue_write if write else queue.queue_read, sock, on_ready))
+        task = asyncio.create_task(_wait(_core._io_queue, write, sock, on_ready))
         return lambda: task is asyncio.current_task() or task.cancel()
 
 else:
@@ -169,7 +194,10 @@ else:
 # str() checks the form; what MicroPython's lets pass is checked here: overlong forms, surrogates
 # [MQTT-1.5.3-1] and U+0000 [MQTT-1.5.3-2].
 def _text(data):
-    text = str(data, "utf-8")
+    try:
+        text = str(data, "utf-8")
+    except UnicodeError:
+        raise _Malformed("text")
     before = 0
     for byte in data:
         if (
@@ -181,7 +209,7 @@ def _text(data):
             or (before == 0xF0 and byte < 0x90)
             or (before == 0xF4 and byte > 0x8F)
         ):
-            raise _Malformed("not UTF-8, or U+0000")
+            raise _Malformed("text")
         before = byte
     return text
 
@@ -194,7 +222,7 @@ class _Fields:
     def take(self, count):
         data = self.data
         if count > len(data):
-            raise _Malformed("packet too short")
+            raise _Malformed("too short")
         self.data = data[count:]
         return bytes(data[:count])
 
@@ -218,20 +246,28 @@ def _slot(message):
     return 2 + (message[0] << 8 | message[1])
 
 
+# Where the payload begins.
+def _body(message):
+    at = _slot(message) + 2
+    return _v5.skip_properties(message, at) if message[at - 1] & 4 else at
+
+
 # ---- topics ----
 
 
 def check_topic(topic):
     if not topic or "+" in topic or "#" in topic:
-        raise _Malformed("topic name")  # [MQTT-3.3.2-2], [MQTT-4.7.3-1]
+        raise _Malformed("topic name", 0x82)  # [MQTT-3.3.2-2], [MQTT-4.7.3-1]
 
 
 def check_filter(topic_filter):
+    if topic_filter.startswith("$share/") and _v5:
+        topic_filter = _v5.shared_filter(topic_filter)
     if not topic_filter or "#" in topic_filter[:-1]:
-        raise _Malformed("topic filter")  # [MQTT-4.7.3-1], [MQTT-4.7.1-2]
+        raise _Malformed("topic filter", 0x82)  # [MQTT-4.7.3-1], [MQTT-4.7.1-2]
     for level in topic_filter.split("/"):
         if len(level) > 1 and ("#" in level or "+" in level):
-            raise _Malformed("topic filter")  # [MQTT-4.7.1-2], [MQTT-4.7.1-3]
+            raise _Malformed("topic filter", 0x82)  # [MQTT-4.7.1-2], [MQTT-4.7.1-3]
 
 
 def matches(topic_filter, topic):
@@ -254,14 +290,19 @@ def matches(topic_filter, topic):
 class _Session:
     connection = None  # set by CONNECT, cleared when the connection closes
     absent_since_s = 0
+    expiry_s = -1  # 5.0; -1: when its place is needed
+    ends_at = 0  # 5.0: by the clock of midge_broker_v5.py; 0: no end
+    will = None  # 5.0: one that is delayed
     in_flight = 0  # entries at the queue's head that were sent on this connection
+    qos_0 = 0  # entries of that QoS, all of them waiting
     passed = 0  # entries that wait no longer, ever: sent or dropped
-    packet_id = 0  # the last one given
+    packet_ids = 0  # how many have been given
+    number = 0  # in the store; 0: it isn't kept there
 
     def __init__(self, client_id, clean):
         self.client_id = client_id
         self.clean = clean
-        self.subscriptions = {}  # topic filter -> granted QoS
+        self.subscriptions = {}  # topic filter -> granted QoS | options
         # meta, message, meta, message ...: first those in flight, then those that wait. Room for some is made
         # now: in a heap full of messages there are few holes of 512 bytes.
         self.queue = [None] * 64
@@ -271,17 +312,21 @@ class _Session:
     def waiting(self):
         return len(self.queue) // 2 - self.in_flight
 
+    # They are given when a message joins the queue, so that what is kept of it needs no change when it is sent.
     def next_packet_id(self):
         while True:
-            self.packet_id = self.packet_id % 65535 + 1
-            # Looking for it is needed only once they have been used up.
-            if self.passed < 65535 or self.find(self.packet_id) < 0:
-                return self.packet_id
+            packet_id = self.packet_ids % 65535 + 1
+            self.packet_ids += 1
+            # Looking for it is needed only once they have been used up, and only among what may have been sent:
+            # what waits has got the latest.
+            if self.packet_ids <= 65535 or self.find(packet_id, 128) < 0:
+                return packet_id
 
-    # Where the entry in flight is, or -1. The first almost always, since clients acknowledge in order.
-    def find(self, packet_id):
+    # Where among the first entries the one with this identifier is, or -1. The first almost always, since
+    # clients acknowledge in order.
+    def find(self, packet_id, entries):
         queue = self.queue
-        for at in range(0, 2 * self.in_flight, 2):
+        for at in range(0, min(2 * entries, len(queue)), 2):
             if queue[at] & 0xFFFF == packet_id:
                 return at
         return -1
@@ -301,6 +346,10 @@ class _Connection:
     pings = 0  # PINGRESPs due ...
     pings_after = 0  # ... once session.passed has come so far
     will = None  # a message; cleared by DISCONNECT
+    v5 = False
+    receive_max = packet_max = 1 << 28  # 5.0: what the client takes at most
+    expiry_s = -1  # 5.0: of the session; -1: never
+    options = 0  # of all its subscriptions
     waits_for = None  # a session that fell behind with what this connection published ...
     held = b""  # ... and the acknowledgements of that
 
@@ -316,7 +365,8 @@ class _Connection:
 
 
 class Broker:
-    uptime_s = 0
+    uptime_s = 0  # with a store: of all starts together
+    _began_s = 0  # ... before this one
     _ms = 0  # of the second that has begun
     _log_lines = 0  # in this second
     _queued_bytes = 0  # of all sessions
@@ -324,14 +374,29 @@ class Broker:
     _listener = None  # set by listen(), cleared by close()
     _stop_accepting = None
     _behind = None  # a session that fell behind in this _publish
+    _store = None
 
     # auth(client_id: str, user: str | None, password: bytes | None) -> bool
+    # allow(client_id: str, topic: str, write: bool) -> bool; asked for a filter when it is subscribed to, and for
+    #     each topic that is sent because of it
+    # store: path of the journal, for midge_broker_store.py
     # log(line: str): a few lines a second at most
     # budget_bytes: the heap to plan with, by default what is free now
     # limits: any of those in `limits` below, which else follow from the budget
-    def __init__(self, port=1883, bind="0.0.0.0", max_clients=8, auth=None, log=print, budget_bytes=0, **limits):
+    def __init__(
+        self,
+        port=1883,
+        bind="0.0.0.0",
+        max_clients=8,
+        auth=None,
+        allow=None,
+        store=None,
+        log=print,
+        budget_bytes=0,
+        **limits
+    ):
         gc.collect()
-        budget = budget_bytes or (gc.mem_free() if _core else 4_000_000)
+        budget = budget_bytes or (gc.mem_free() if _MICROPYTHON else 4_000_000)
         self._limits = {
             "budget_bytes": budget,
             "max_clients": max_clients,
@@ -345,28 +410,37 @@ class Broker:
             "connect_timeout_s": 10,
             "session_expiry_s": 86_400,  # an absent session older than this makes room when there is none
             "sys_interval_s": 10,
+            "max_store_bytes": 2 * budget,  # of the journal, before it is compacted; and as much again then
         }
         for name in limits:
             self._limits[name]  # KeyError: there is no such limit
         self._limits.update(limits)
-        for name in self._limits:
-            setattr(self, name, self._limits[name])
+        for name, value in self._limits.items():
+            setattr(self, name, value)
         self.port = port
         self.bind = bind
         self.auth = auth
+        self.allow = allow
         self.log = log
         self._connections = []  # in the order of their coming
         self._sessions = {}  # client identifier -> session
         self._retained = {}  # topic -> message
         self._local = []  # topic filter, callback of the hosting program
-        self._routes = []  # (length and bytes of the topic, topic, [(session, QoS), ...], callbacks)
+        # (length and bytes of the topic, topic, targets, callbacks, groups). A target is (session, QoS | options),
+        # a group [turn, target, ...], the members of a shared subscription.
+        self._routes = []
         self._dirty = []  # connections that have something to send
         self._buffer = bytearray(self.max_packet)
         self._view = memoryview(self._buffer)
         self._chunk = self._view[:_CHUNK_BYTES]
         self._stage = bytearray(self.max_packet + 64)  # outgoing packets are put together here
         self._stage_view = memoryview(self._stage)
-        self._counts = [0] * 7
+        self._counts = [0] * 11
+        if store:
+            import midge_broker_store
+
+            self._store = midge_broker_store.open_store(self, store, _Session)
+            self._began_s = self.uptime_s
 
     def limits(self):
         return self._limits
@@ -381,14 +455,15 @@ class Broker:
         self._routes.clear()
         for topic, message in list(self._retained.items()):
             if matches(topic_filter, topic):
-                self._call(callback, topic, bytes(message[_slot(message) + 2 :]), True)
+                self._call(callback, topic, bytes(message[_body(message) :]), True)
 
+    # Where there is no memory for it, it is dropped and counted.
     def publish(self, topic, payload, qos=0, retain=False):
         check_topic(topic)
         message = _message(topic, payload.encode() if isinstance(payload, str) else payload, qos)
         if len(message) > self.max_packet:
-            raise ValueError("larger than max_packet")
-        self._publish_message(message, retain)
+            raise ValueError("packet too large")
+        self._call(self._publish_message, message, retain)
         self._flush()
 
     def listen(self):
@@ -428,7 +503,9 @@ class Broker:
             self._listener.close()
             self._listener = None
             for connection in list(self._connections):
-                self._close(connection)
+                self._close(connection, None, 0x8B)
+            if self._store:
+                self._store.close()
 
     # ---- once a second ----
 
@@ -445,22 +522,32 @@ class Broker:
         for connection in list(self._connections):
             self._let_go(connection)
             if connection.deadline_ms and _ticks_diff(now, connection.last_ms) > connection.deadline_ms:
-                self._close(connection, "silent for too long")  # [MQTT-3.1.2-24]
+                self._close(connection, "silent", 0x8D)  # [MQTT-3.1.2-24]
+        if _v5:
+            _v5.tick(self)
+        if self._store:
+            self._store.tick()
         self._flush()
 
     # To whoever has subscribed to them; kept nowhere.
     def _publish_sys(self):
-        connected = sum(1 for connection in self._connections if connection.session)
         gc.collect()  # or the figure would count garbage
-        free = gc.mem_free() if _core else 0
-        values = self._counts + [connected, len(self._sessions), free, self.uptime_s]  # noqa: RUF005
-        for name, value in zip(_SYS, values):
+        free = gc.mem_free() if _MICROPYTHON else 0
+        counts = self._counts
+        values = counts + [sum(counts[_FULL:_REFUSED]), self._queued_bytes, self._retained_bytes]  # noqa: RUF005
+        values += [self._connected(), len(self._sessions), free, self.uptime_s - self._began_s]
+        if self._store:
+            values += self._store.figures()
+        for name, value in zip(_SYS.split(" "), values):
             topic = "$SYS/broker/" + name
-            targets, callbacks = self._resolve(topic)
-            if targets or callbacks:
-                self._publish((b"", topic, targets, callbacks), _message(topic, str(value).encode(), 0), 0, None)
+            route = self._resolve(b"", topic)
+            if route[2] or route[3] or route[4]:
+                self._publish(route, _message(topic, str(value).encode(), 0), 0, None)
 
     # ---- connections come and go ----
+
+    def _connected(self):
+        return sum(bool(connection.session) for connection in self._connections)
 
     def _accept(self):
         sock = self._listener.accept()[0]
@@ -476,11 +563,19 @@ class Broker:
             else:
                 sock.close()
                 return
-        self._connections.append(_Connection(self, sock))
+        try:
+            self._connections.append(_Connection(self, sock))
+        except MemoryError:
+            self._counts[_REFUSED] += 1
+            sock.close()
+            return
         sock.setsockopt(6, 1, 1)  # TCP_NODELAY: we write once per burst, waiting gains nothing
 
-    # Ends a connection, well when there is no reason to tell.
-    def _close(self, connection, reason=None):
+    # Ends a connection, well when there is no reason to tell. *code* is that of 5.0.
+    def _close(self, connection, reason=None, code=0):
+        if connection.v5 and code:
+            _v5.farewell(connection, code)
+            self._mark(connection)
         self._flush()  # what was answered before is sent
         if connection.sock is None:
             return
@@ -497,12 +592,14 @@ class Broker:
         if session is None:
             return
         session.connection = None
+        if connection.v5:
+            _v5.leave(self, connection, session)
+        if connection.will:
+            self._call(self._publish_message, connection.will, connection.will_retain)
         if session.clean:
             self._drop_session(session)
         else:
             self._leave(session)
-        if connection.will:
-            self._call(self._publish_message, connection.will, connection.will_retain)
 
     # An absent session keeps QoS 1 and 2; what was in flight is sent again, marked, in the same order.
     def _leave(self, session):
@@ -511,19 +608,30 @@ class Broker:
         at = 0
         while at < len(queue):
             if queue[at] >> _STATE & 3:
-                if queue[at] & 0xFFFF:
+                if at < 2 * session.in_flight:
                     queue[at] |= _DUP
                 at += 2
             else:
                 self._remove(session, at)
-        session.queue = queue[:]  # the absent keep only the memory that they use
         session.in_flight = 0
+        try:
+            session.queue = queue[:]  # the absent keep only the memory that they use
+        except MemoryError:
+            pass
 
     def _drop_session(self, session):
         del self._sessions[session.client_id]
-        while session.queue:
-            self._remove(session, 0)
         self._routes.clear()
+        self._note(_GONE, session)
+        session.number = 0
+        queue = session.queue
+        while queue:
+            if queue[0] & _SHARED:
+                _v5.share_again(self, session, queue[0], queue[1])
+            self._remove(session, 0)
+            session.in_flight = max(0, session.in_flight - 1)
+        if session.will:
+            self._call(self._publish_message, *session.will[:2])
 
     # One step of a connection's work: whatever goes wrong in it ends this connection and no other. *step* is
     # a function, since a bound method would be allocated.
@@ -533,23 +641,42 @@ class Broker:
         except OSError:
             self._close(connection, "connection lost")
         except MemoryError:
-            gc.collect()
-            self._counts[_DROPPED] += 1
-            self._close(connection, "out of memory")
+            self._make_room(True)
+            self._close(connection, "out of memory", 0x97)
         except Exception as error:  # noqa: BLE001 - _Malformed, UnicodeError, and should there be a bug
             self._counts[_MALFORMED] += 1
-            self._close(connection, str(error))
+            text, code = ((error.args or ("",)) + (0x81,))[:2]
+            self._close(connection, text, code)
+
+    # After a step that failed. Where the hosting program took more memory than was left to it, half of the longest
+    # queue of an absent session goes.
+    def _make_room(self, is_full):
+        if self._store:
+            self._store.forget()
+        if is_full:
+            gc.collect()
+            self._counts[_NO_MEMORY] += 1
+            absent = [session for session in self._sessions.values() if not session.connection]
+            if absent:
+                session = max(absent, key=_Session.waiting)
+                for _ in range((session.waiting() + 1) // 2):
+                    self._counts[_NO_MEMORY] += 1
+                    self._remove(session, 0)
 
     def _call(self, hook, *arguments):
         try:
             return hook(*arguments)
         except Exception as error:  # noqa: BLE001 - the hosting program's mistake must not end a client
+            self._make_room(isinstance(error, MemoryError))
             self._log("failed in %s: %r", hook, error)
 
     def _log(self, text, *values):
         self._log_lines += 1
-        if self._log_lines <= _LOG_LINES_MAX:
-            self.log(text % values)
+        try:
+            if self._log_lines <= _LOG_LINES_MAX:
+                self.log(text % values)
+        except MemoryError:
+            pass
 
     # ---- bytes in ----
 
@@ -564,7 +691,7 @@ class Broker:
 
     # Back-pressure: while a receiver that acknowledges falls behind, the acknowledgements of what is
     # published to it are held, so that the publisher waits (one without a window isn't read any more) and
-    # nothing is lost. For 500 ms at most, and not for a receiver that has been silent for 100 ms: then the
+    # nothing is lost. For a second at most, and not for a receiver that has been silent for one: then the
     # receiver's oldest messages go. True if nothing is held any more.
     def _let_go(self, connection):
         slow = connection.waits_for
@@ -574,8 +701,8 @@ class Broker:
             if (
                 receiver
                 and slow.waiting() > _BEHIND
-                and _ticks_diff(now, receiver.last_ms) < 100
-                and _ticks_diff(now, connection.held_ms) < 500
+                and _ticks_diff(now, receiver.last_ms) < 1000
+                and _ticks_diff(now, connection.held_ms) < 1000
             ):
                 return False
             connection.waits_for = None
@@ -603,7 +730,7 @@ class Broker:
         end = start + count
         start = self._parse(connection, end)
         if len(connection.control) > self.max_packet:
-            raise _Malformed("does not read our answers")
+            raise _Malformed("does not read")
         self._flush()
         if start < end:
             connection.rest = bytes(self._view[start:end])
@@ -626,19 +753,22 @@ class Broker:
                 length |= (buffer[at] & 127) << shift
                 shift += 7
                 at += 1
+            if connection.v5 and shift > 7 and not buffer[at - 1]:
+                raise _Malformed("remaining length")  # [MQTT-1.5.5-1]
             if connection.session is None and header != _CONNECT:
-                raise _Malformed("first packet is not CONNECT")  # [MQTT-3.1.0-1]
+                raise _Malformed("no CONNECT")  # [MQTT-3.1.0-1]
             after = at + length
             if after > end:
                 if after - start > self.max_packet:
-                    raise _Malformed("packet too large")
+                    raise _Malformed("packet too large", 0x95)
                 break
-            if header == _PUBLISH:
+            if header == _PUBLISH and not connection.v5:
                 self._forward(connection, start, at, after)
             elif header >> 4 == 3:
                 self._receive_publish(connection, header, at, after)
-            elif length == 2 and header in (_PUBACK, _PUBREC, _PUBREL, _PUBCOMP):
-                self._receive_acknowledgement(connection, header, buffer[at] << 8 | buffer[at + 1])
+            elif header in (_PUBACK, _PUBREC, _PUBREL, _PUBCOMP) and (length == 2 or (connection.v5 and length > 2)):
+                reason = _v5.reason(header, _Fields(self._view[at + 2 : after])) if length > 2 else 0
+                self._receive_acknowledgement(connection, header, buffer[at] << 8 | buffer[at + 1], reason)
             else:
                 self._receive_other(connection, header, at, after)
             if connection.sock is None:
@@ -652,15 +782,16 @@ class Broker:
             connection.pings += 1
             connection.pings_after = session.passed + session.waiting()
             self._mark(connection)
-        elif header == _DISCONNECT and at == after:
-            connection.will = None  # [MQTT-3.14.4-3]
+        elif header == _DISCONNECT and (at == after or connection.v5):
+            if at == after or _v5.disconnect(self, connection, _Fields(self._view[at:after])):
+                connection.will = None  # [MQTT-3.14.4-3]
             self._close(connection)
         elif header == _CONNECT and session is None:
             self._connect(connection, _Fields(self._view[at:after]))
         elif header == _SUBSCRIBE or header == _UNSUBSCRIBE:
             self._change_subscriptions(connection, header == _SUBSCRIBE, _Fields(self._view[at:after]))
         else:
-            raise _Malformed("unexpected packet 0x%02x" % header)
+            raise _Malformed("unexpected 0x%02x" % header, 0x82 if header in (_CONNECT, 0xF0) else 0x81)
 
     # ---- routes ----
 
@@ -672,24 +803,46 @@ class Broker:
         fields = _Fields(memoryview(data)[at:end])
         topic = fields.text()
         check_topic(topic)
-        targets, callbacks = self._resolve(topic)
-        route = (bytes(memoryview(data)[at : end - len(fields.data)]), topic, targets, callbacks)
+        route = self._resolve(bytes(memoryview(data)[at : end - len(fields.data)]), topic)
         if len(self._routes) >= _ROUTES_MAX:
             self._routes.pop()
         self._routes.insert(0, route)
         return route
 
-    # Each session once, at the highest QoS of those of its subscriptions that match [MQTT-3.3.5-1].
-    def _resolve(self, topic):
+    # Each session once, at the highest QoS of those of its subscriptions that match [MQTT-3.3.5-1]; a shared
+    # subscription is one more.
+    def _resolve(self, prefix, topic):
         targets = []
+        groups = {}
         for session in self._sessions.values():
             best = -1
-            for topic_filter, qos in session.subscriptions.items():
-                if qos > best and matches(topic_filter, topic):
-                    best = qos
+            for topic_filter, options in session.subscriptions.items():
+                shared = options & _OF_GROUP
+                if not matches(_v5.shared_filter(topic_filter) if shared else topic_filter, topic):
+                    continue
+                if self.allow and not self._may(session, topic, False):
+                    break
+                if shared:
+                    groups.setdefault(topic_filter, [topic_filter, session.passed]).append((session, options))
+                elif best < 0:
+                    best = options
+                else:
+                    # No Local only if all of them say so.
+                    best = max(best & 3, options & 3) | (best | options) & _AS_PUBLISHED | best & options & _NO_LOCAL
             if best >= 0:
                 targets.append((session, best))
-        return targets, [callback for topic_filter, callback in self._local if matches(topic_filter, topic)]
+        callbacks = [callback for topic_filter, callback in self._local if matches(topic_filter, topic)]
+        return prefix, topic, targets, callbacks, list(groups.values())
+
+    def _may(self, session, topic, write):
+        return self._call(self.allow, session.client_id, topic, write)
+
+    # Only the broker publishes under $SYS.
+    def _may_publish(self, connection, route):
+        if route[1].startswith("$SYS") or (self.allow and not self._may(connection.session, route[1], True)):
+            self._counts[_DENIED] += 1
+            return False
+        return True
 
     # ---- PUBLISH ----
 
@@ -699,11 +852,13 @@ class Broker:
     def _forward(self, connection, start, at, after):
         route = self._route(self._buffer, at, after)
         targets = route[2]
-        straight = not route[3]
+        straight = not (route[3] or route[4] or self.allow or route[1][0] == "$")
         for session, _ in targets:
             target = session.connection
             if target and (
                 target.unsent
+                or target.control
+                or target.v5
                 or (target.forward_end and target.forward_end != start)
                 or len(session.queue) > 2 * session.in_flight
             ):
@@ -712,9 +867,9 @@ class Broker:
             self._receive_publish(connection, _PUBLISH, at, after)
             return
         self._counts[_RECEIVED] += 1
-        for session, _ in targets:
+        for session, options in targets:
             target = session.connection
-            if target and not (target is connection and target.bridge):
+            if target and not (target is connection and options & _NO_LOCAL):
                 if not target.forward_end:
                     target.forward = start
                     self._mark(target)
@@ -725,71 +880,86 @@ class Broker:
         buffer = self._buffer
         qos = header >> 1 & 3
         if qos == 3 or header & 14 == 8:
-            raise _Malformed("PUBLISH flags")  # [MQTT-3.3.1-4], [MQTT-3.3.1-2]
+            raise _Malformed("flags")  # [MQTT-3.3.1-4], [MQTT-3.3.1-2]
+        # Whether all of the topic is there, _route looks.
+        flags = qos | (_v5.check_publish(self, _Fields, at, qos, after) if connection.v5 else 0)
         route = self._route(buffer, at, after)
         slot = at + len(route[0])
+        allowed = self._may_publish(connection, route)
         if not qos:
             self._counts[_RECEIVED] += 1
-            message = bytearray(route[0]) + b"\x00\x00" + bytes(self._view[slot:after])
-            self._publish(route, message, header & 1, connection)
+            if allowed:
+                message = bytearray(route[0]) + bytes((0, flags)) + self._view[slot:after]
+                self._publish(route, message, header & 1, connection)
             return
         packet_id = buffer[slot] << 8 | buffer[slot + 1] if slot + 2 <= after else 0
         if not packet_id:
-            raise _Malformed("packet identifier")  # [MQTT-2.3.1-1]
-        received = connection.session.received
-        if qos == 1 or packet_id not in received:
+            raise _Malformed("packet identifier", 0x82)  # [MQTT-2.3.1-1]
+        session = connection.session
+        received = session.received
+        if allowed and (qos == 1 or packet_id not in received):
             buffer[slot] = 0
-            buffer[slot + 1] = qos
+            buffer[slot + 1] = flags
             message = buffer[at:after]
             if qos == 2:
-                if len(received) >= _QOS2_RECEIVED_MAX:
-                    raise _Malformed("too many QoS 2 messages without PUBREL")
+                if len(received) >= _QOS2_RECEIVED_MAX + connection.received_before:
+                    raise _Malformed("too many QoS 2", 0x93)
                 received.append(packet_id)
+                self._note(_TAKEN, session, packet_id)
             self._counts[_RECEIVED] += 1
             self._publish(route, message, header & 1, connection)
-        header = _PUBACK if qos == 1 else _PUBREC
-        if connection.waits_for:
-            connection.held += bytes((header, 2, packet_id >> 8, packet_id & 255))
-        else:
-            self._acknowledge(connection, header, packet_id)
+        # 3.1.1 knows no other answer to what isn't allowed [MQTT-3.3.5-2].
+        self._acknowledge(connection, _PUBACK if qos == 1 else _PUBREC, packet_id, 0 if allowed else 0x87)
 
     def _publish_message(self, message, retain):
         self._publish(self._route(message, 0, len(message)), message, retain, None)
 
     def _publish(self, route, message, retain, source):
-        _, topic, targets, callbacks = route
-        if retain:
-            self._retain(topic, message)
-        published = message[_slot(message) + 1]
-        for session, granted in targets:
-            qos = granted if granted < published else published
-            target = session.connection
-            # QoS 0 is not kept for the absent; nothing goes back to a bridge (DESIGN §5: no loops).
-            if (target or qos) and not (target and target is source and target.bridge):
-                self._enqueue(session, message, qos << _STATE)
+        _, topic, targets, callbacks, groups = route
+        kept = retain and self._retain(topic, message)
+        if groups:
+            targets = list(targets) + [_v5.choose(group) for group in groups]
+        published = message[_slot(message) + 1] & 3
+        for session, options in targets:
+            qos = options & 3
+            if qos > published:
+                qos = published
+            # QoS 0 is not kept for the absent.
+            if (session.connection or qos) and not (options & _NO_LOCAL and source and session is source.session):
+                meta = qos << _STATE
+                if options & 0x48:
+                    meta |= (_RETAIN if retain and options & _AS_PUBLISHED else 0) | (options & _OF_GROUP) << 14
+                self._enqueue(session, message, meta)
+        if self._store:
+            self._store.message(message, kept)
         if source and self._behind and not source.waits_for:
             source.waits_for = self._behind
+            source.held = bytearray()
             source.held_ms = _ticks_ms()
         self._behind = None
         for callback in callbacks:
-            self._call(callback, topic, bytes(message[_slot(message) + 2 :]), False)
+            self._call(callback, topic, bytes(message[_body(message) :]), False)
 
+    # True if what is kept is another now.
     def _retain(self, topic, message):
         old = self._retained.get(topic)
         size = self._retained_bytes - (len(old) + _RETAINED_BYTES if old else 0)
-        if len(message) == _slot(message) + 2:  # no payload: deletes [MQTT-3.3.1-10]
+        if len(message) == _body(message):  # no payload: deletes [MQTT-3.3.1-10]
             self._retained.pop(topic, None)
             self._retained_bytes = size
-            return
+            return bool(old)
         size += len(message) + _RETAINED_BYTES
         try:
             if size <= self.max_retained_bytes:
                 self._retained[topic] = message
                 self._retained_bytes = size
-                return
+                # The same again needs no write to the store. They may differ in how many queues they are in.
+                at = _slot(message)
+                return not (old and len(old) == len(message) and old[at + 1 :] == message[at + 1 :])
         except MemoryError:  # no place for a larger dict
             gc.collect()
         self._counts[_RETAINED_REFUSED] += 1
+        return False
 
     # ---- queues ----
 
@@ -801,6 +971,8 @@ class Broker:
             message = message[:]  # counts no further
             message[slot] = 0
         size = len(message) + 2 * _ENTRY_BYTES
+        if meta >> _STATE & 3:
+            meta |= session.next_packet_id()
         while True:
             victim = session
             waiting = session.waiting()
@@ -813,7 +985,7 @@ class Broker:
                     break
                 except MemoryError:  # no larger list to be had in one piece: this is all it can take
                     gc.collect()
-            self._counts[_DROPPED] += 1
+            self._counts[_FULL] += 1
             if not victim.waiting() or (victim is session and not meta >> _STATE & 3):
                 return
             self._remove(victim, 2 * victim.in_flight)
@@ -822,12 +994,20 @@ class Broker:
             self._queued_bytes += len(message) + _ENTRY_BYTES
         message[slot] += 1
         self._queued_bytes += _ENTRY_BYTES
+        if not meta >> _STATE & 3:
+            session.qos_0 += 1
+        elif session.number:
+            self._store.target(session.number, meta)
         if session.connection:
             self._mark(session.connection)
             if waiting > _BEHIND:
                 self._behind = session
 
     def _remove(self, session, at):
+        if session.queue[at] >> _STATE & 3:
+            self._note(_DONE, session, session.queue[at] & 0xFFFF)
+        else:
+            session.qos_0 -= 1
         self._release(session.queue[at + 1])
         del session.queue[at : at + 2]  # unlike pop() this keeps the list's memory, which is hard to find again
         self._queued_bytes -= _ENTRY_BYTES
@@ -839,35 +1019,50 @@ class Broker:
             if not message[slot]:
                 self._queued_bytes -= len(message) + _ENTRY_BYTES
 
+    # Tells the store what became of a packet identifier, if the session is kept there.
+    def _note(self, kind, session, packet_id=0):
+        if session.number:
+            self._store.note(kind, session.number, packet_id)
+
     # ---- acknowledgements ----
 
-    def _acknowledge(self, connection, header, packet_id):
-        control = connection.control
+    def _acknowledge(self, connection, header, packet_id, code=0):
+        # Growing in place: bytes added to bytes would leave holes between the messages, that nothing fits in.
+        control = connection.held if connection.waits_for and header < _PUBREL else connection.control
+        code = code if connection.v5 else 0
         control.append(header)
-        control.append(2)
+        control.append(3 if code else 2)
         control.append(packet_id >> 8)
         control.append(packet_id & 255)
+        if code:
+            control.append(code)
         self._mark(connection)
 
-    def _receive_acknowledgement(self, connection, header, packet_id):
+    def _receive_acknowledgement(self, connection, header, packet_id, reason):
         if not packet_id:
-            raise _Malformed("packet identifier")
+            raise _Malformed("packet identifier", 0x82)
         session = connection.session
         if header == _PUBREL:
-            if packet_id in session.received:
+            known = packet_id in session.received
+            if known:
                 session.received.remove(packet_id)
-            self._acknowledge(connection, _PUBCOMP, packet_id)
+                self._note(_FREED, session, packet_id)
+            self._acknowledge(connection, _PUBCOMP, packet_id, 0 if known else 0x92)
             return
-        if header == _PUBREC:  # answered even when unknown, so that the receiver can forget it
-            self._acknowledge(connection, _PUBREL, packet_id)
-        at = session.find(packet_id)
+        at = session.find(packet_id, session.in_flight)
         queue = session.queue
-        if at < 0 or header != _ENDS_WITH[queue[at] >> _STATE & 3]:
+        state = queue[at] >> _STATE & 3 if at >= 0 else 0
+        if header == _PUBREC and reason < 128:
+            # Answered even when unknown, so that the receiver can forget it.
+            self._acknowledge(connection, _PUBREL, packet_id, 0 if state & 2 else 0x92)
+            if state == 2:
+                self._release(queue[at + 1])
+                queue[at] = _RELEASED << _STATE | packet_id
+                queue[at + 1] = b""
+                self._note(_RELEASED, session, packet_id)
             return
-        if header == _PUBREC:
-            self._release(queue[at + 1])
-            queue[at] = _RELEASED << _STATE | packet_id
-            queue[at + 1] = b""
+        # PUBREC with an error is the end of its message [MQTT-4.3.3-4].
+        if not state or header != (_PUBREC if reason > 127 and state == 2 else _ENDS_WITH[state]):
             return
         self._remove(session, at)
         session.in_flight -= 1
@@ -881,6 +1076,8 @@ class Broker:
             self._dirty.append(connection)
 
     def _flush(self):
+        if self._store:
+            self._store.commit()
         while self._dirty:
             connection = self._dirty.pop()
             connection.dirty = False
@@ -926,28 +1123,34 @@ class Broker:
         queue = session.queue
         # With little room left the window is small, so that it is the publisher who waits.
         window = self.max_inflight if self._queued_bytes < self.max_queued_bytes // 2 else 4
-        while session.in_flight < window:
-            index = 2 * session.in_flight
+        window = min(window, connection.receive_max)
+        index = 2 * session.in_flight
+        while session.in_flight < window or session.qos_0:
+            if session.in_flight < window:
+                index = 2 * session.in_flight
+            else:  # QoS 0 doesn't wait for acknowledgements [MQTT-4.9.0-3]
+                while queue[index] >> _STATE & 3:
+                    index += 2
             if index == len(queue) or len(connection.control) > 60:
                 break
             meta = queue[index]
             message = queue[index + 1]
-            if at + len(message) + 5 > len(stage):
+            if at + len(message) + 6 > len(stage):
                 return at
             session.passed += 1
-            if not meta >> _STATE & 3:
-                at = self._put(at, _PUBLISH | (meta & _RETAIN) >> 18, 0, message)
-                self._remove(session, index)
-                continue
-            session.in_flight += 1
             if meta >> _STATE & 3 == _RELEASED:
+                session.in_flight += 1
                 self._acknowledge(connection, _PUBREL, meta & 0xFFFF)
                 continue
-            if not meta & 0xFFFF:
-                meta |= session.next_packet_id()
-                queue[index] = meta
             header = _PUBLISH | (meta >> _STATE & 3) << 1 | (meta & _RETAIN) >> 18 | (meta & _DUP) >> 16
-            at = self._put(at, header, meta, message)
+            end = (_v5.put if connection.v5 or message[_slot(message) + 1] & 4 else Broker._put)(
+                self, connection, at, header, meta, message
+            )
+            if end and header & 6:
+                session.in_flight += 1
+            else:
+                self._remove(session, index)  # QoS 0, or expired
+            at = end or at
         # DESIGN §4, the drained marker: PINGRESP follows all that waited when PINGREQ came.
         while connection.pings and session.passed >= connection.pings_after and at + 2 <= len(stage):
             connection.pings -= 1
@@ -956,8 +1159,8 @@ class Broker:
             at += 2
         return at
 
-    # Encodes one PUBLISH into stage[at:].
-    def _put(self, at, header, packet_id, message):
+    # Encodes one PUBLISH into stage[at:]; returns its end.
+    def _put(self, connection, at, header, packet_id, message):
         self._counts[_SENT] += 1
         stage = self._stage
         size = len(message)
@@ -985,36 +1188,48 @@ class Broker:
     def _connect(self, connection, fields):
         name = fields.binary()
         level = fields.take(1)[0]
-        connection.bridge = level > 127  # so Mosquitto's bridges mark themselves
+        if level > 127:  # so Mosquitto's bridges mark themselves
+            connection.options = _OF_BRIDGE
         level &= 127
         if name != (b"MQIsdp" if level == 3 else b"MQTT"):
             raise _Malformed("not MQTT")  # [MQTT-3.1.2-1]
-        if level != 3 and level != 4:
+        connection.v5 = v5 = level == 5 and _v5
+        if level != 3 and level != 4 and not v5:
             self._refuse(connection, _BAD_LEVEL)  # [MQTT-3.1.2-2]
             return
         flags = fields.take(1)[0]
-        if flags & 1 or flags & 0x18 == 0x18 or flags & 0xC0 == 0x40 or (flags & 0x38 and not flags & 4):
-            raise _Malformed("CONNECT flags")  # [MQTT-3.1.2-3], -11, -13 to -15, -22
+        if (
+            flags & 1
+            or flags & 0x18 == 0x18
+            or (flags & 0xC0 == 0x40 and not v5)
+            or (flags & 0x38 and not flags & 4)
+        ):
+            raise _Malformed("flags")  # [MQTT-3.1.2-3], -11, -13 to -15, -22
         keep_alive_s = fields.integer()
+        if v5:
+            v5.connect(connection, fields)
         client_id = fields.text()
         will = user = password = None
         if flags & 4:
+            properties = v5.will(connection, fields) if v5 else b""
             topic = fields.text()
             check_topic(topic)
-            will = _message(topic, fields.binary(), flags >> 3 & 3)
+            will = _message(topic, properties + fields.binary(), flags >> 3 & 3 | (4 if v5 else 0))
         if flags & 0x80:
             user = fields.text()
         if flags & 0x40:
             password = fields.binary()
         if fields.data:
-            raise _Malformed("bytes after the last field")
+            raise _Malformed("too long")
         clean = flags & 2
         code = 0
-        if not client_id and not clean:
+        if not client_id and not clean and not v5:
             code = _BAD_CLIENT_ID  # [MQTT-3.1.3-8]
-        elif self.auth and not self._call(self.auth, client_id, user, password):
+        elif (self.auth and not self._call(self.auth, client_id, user, password)) or (
+            will and self.allow and not self._call(self.allow, client_id, topic, True)
+        ):
             code = _NOT_AUTHORIZED
-        elif not self._open_session(connection, client_id or "auto-" + os.urandom(6).hex(), clean):
+        elif not self._open_session(connection, client_id, clean):
             code = _UNAVAILABLE
         if code:
             self._refuse(connection, code)
@@ -1025,19 +1240,23 @@ class Broker:
 
     def _refuse(self, connection, code):
         self._counts[_REFUSED] += 1
-        connection.control.extend(bytes((0x20, 2, 0, code)))
-        self._mark(connection)
-        self._close(connection, "CONNECT refused, code %d" % code)
+        if not connection.v5:
+            connection.control.extend(bytes((0x20, 2, 0, code)))
+            self._mark(connection)
+        self._close(connection, "refused, code %d" % code, 0x87 if code == _NOT_AUTHORIZED else 0x88)
 
     # Finds or makes the session and answers; False when there is no room.
     def _open_session(self, connection, client_id, clean):
+        if _v5:
+            _v5.tick(self)
         sessions = self._sessions
-        session = sessions.get(client_id)
+        given = client_id or "auto-" + os.urandom(6).hex()
+        session = sessions.get(given)
         if session and session.connection:
-            self._close(session.connection, "taken over by a new connection")  # [MQTT-3.1.4-2]
-        if sum(1 for other in self._connections if other.session) >= self.max_clients:
+            self._close(session.connection, "taken over", 0x8E)  # [MQTT-3.1.4-2]
+        if self._connected() >= self.max_clients:
             return False
-        session = sessions.get(client_id)
+        session = sessions.get(given)
         if session and clean:
             self._drop_session(session)
             session = None
@@ -1049,10 +1268,19 @@ class Broker:
             if len(sessions) >= self.max_sessions:
                 return False
         connection.control.extend(b"\x20\x02\x01\x00" if session else b"\x20\x02\x00\x00")
+        if connection.v5:
+            clean = not connection.expiry_s
+            _v5.connack(self, connection, None if client_id else given)
         if session is None:
-            session = sessions[client_id] = _Session(client_id, clean)
+            session = sessions[given] = _Session(given, clean)
+        if self._store and not clean and not (session.number and session.expiry_s == connection.expiry_s):
+            self._store.session(session, connection.expiry_s)
+        session.clean = clean
+        session.expiry_s = connection.expiry_s
+        session.will = None  # [MQTT-3.1.3-9]
         session.connection = connection
         connection.session = session
+        connection.received_before = min(len(session.received), _QOS2_RECEIVED_MAX)
         self._mark(connection)
         return True
 
@@ -1060,51 +1288,85 @@ class Broker:
 
     def _change_subscriptions(self, connection, subscribe, fields):
         packet_id = fields.integer()
+        v5 = connection.v5
+        if v5:
+            v5.subscribe(fields, subscribe)
         if not packet_id or not fields.data:
-            raise _Malformed("SUBSCRIBE")  # [MQTT-2.3.1-1], [MQTT-3.8.3-3], [MQTT-3.10.3-2]
+            raise _Malformed("SUBSCRIBE", 0x82)  # [MQTT-2.3.1-1], [MQTT-3.8.3-3], [MQTT-3.10.3-2]
         wanted = []
         while fields.data:
             topic_filter = fields.text()
             check_filter(topic_filter)
-            qos = fields.take(1)[0] if subscribe else 0
-            if qos > 2:
-                raise _Malformed("requested QoS")  # [MQTT-3-8.3-4]
-            wanted.append((topic_filter, qos))
+            options = fields.take(1)[0] if subscribe else 0
+            if options > 2 and not (v5 and v5.options(options, topic_filter)):
+                raise _Malformed("QoS")  # [MQTT-3-8.3-4]
+            wanted.append((topic_filter, options))
         self._routes.clear()
         session = connection.session
-        if not subscribe:
-            for topic_filter, _ in wanted:
-                session.subscriptions.pop(topic_filter, None)
-            self._acknowledge(connection, _UNSUBACK, packet_id)
-            return
         answer = bytearray((packet_id >> 8, packet_id & 255))
-        for topic_filter, qos in wanted:
-            answer.append(qos if self._add_subscription(session, topic_filter, qos) else 0x80)
+        if v5:
+            answer.append(0)  # properties
+        subscribed = []
+        for topic_filter, options in wanted:
+            before = session.subscriptions.get(topic_filter)
+            if subscribe:
+                code = self._add_subscription(connection, session, topic_filter, options)
+                # Retain Handling: 1 if it is new, 2 never.
+                if code < 3 and not options & 0x20 and (before is None or not options & 0x10):
+                    subscribed.append((topic_filter, code))
+            else:
+                code = 0x11
+                if before is not None:
+                    code = 0
+                    del session.subscriptions[topic_filter]
+                    if session.number:
+                        self._store.unsubscribed(session, topic_filter)
+            answer.append(code)
         length = len(answer)
-        header = (0x90, length) if length < 128 else (0x90, length & 127 | 128, length >> 7)
-        connection.control.extend(bytes(header) + answer)
+        if length + 3 > connection.packet_max:
+            raise _Malformed("answer too large", 0x95)
+        if not (subscribe or v5):
+            length = 2
+        header = 0x90 if subscribe else _UNSUBACK
+        header = (header, length) if length < 128 else (header, length & 127 | 128, length >> 7)
+        connection.control.extend(bytes(header) + answer[:length])
         self._mark(connection)
-        for index in range(len(wanted)):
-            if answer[index + 2] != 0x80:
-                self._send_retained(session, *wanted[index])
+        for topic_filter, qos in subscribed:
+            self._send_retained(session, topic_filter, qos)
 
-    def _add_subscription(self, session, topic_filter, qos):
+    # Returns the code for SUBACK.
+    def _add_subscription(self, connection, session, topic_filter, options):
         used = sum(len(other) + _ENTRY_BYTES for each in self._sessions.values() for other in each.subscriptions)
-        # Shared subscriptions don't exist yet: saying so is better than granting them.
-        if topic_filter.startswith("$share/") or used + len(topic_filter) > self.max_subscription_bytes:
+        qos = options & 3
+        options = options & 15 | connection.options
+        plain = topic_filter
+        if topic_filter.startswith("$share/"):
+            plain = _v5 and _v5.shared_filter(topic_filter)
+            options = qos | _OF_GROUP
+        code = 0
+        if not plain or used + len(topic_filter) > self.max_subscription_bytes:
+            code = 0x97
+        elif self.allow and not self._may(session, plain, False):
+            code = 0x87
+        if code:
             self._counts[_SUBSCRIPTIONS_REFUSED] += 1
-            return False
-        session.subscriptions[topic_filter] = qos
-        return True
+            return code if connection.v5 else 0x80
+        if session.number and session.subscriptions.get(topic_filter) != options:
+            self._store.subscribed(session, topic_filter, options)
+        session.subscriptions[topic_filter] = options
+        return qos
 
+    # A shared subscription has none (§4.8.2).
     def _send_retained(self, session, topic_filter, qos):
-        if topic_filter.startswith("$SYS"):
+        if topic_filter.startswith("$S"):
             self._publish_sys()
-        for topic, message in self._retained.items():
-            if matches(topic_filter, topic):
+        for topic, message in list(self._retained.items()):
+            if matches(topic_filter, topic) and not (self.allow and not self._may(session, topic, False)):
                 if session.waiting() > 8:
                     self._flush()  # there may be more of them than the queue takes
-                self._enqueue(session, message, min(qos, message[_slot(message) + 1]) << _STATE | _RETAIN)
+                self._enqueue(session, message, min(qos, message[_slot(message) + 1] & 3) << _STATE | _RETAIN)
+                if self._store:
+                    self._store.message(message, False)
 
 
 # ---- as a program: micropython midge_broker.py PORT [BIND] ----
@@ -1114,7 +1376,7 @@ def main(arguments):
     broker = Broker(int(arguments[0]), arguments[1] if len(arguments) > 1 else "127.0.0.1")
     broker.listen()
     print("listening on mqtt://%s:%d" % (broker.bind, broker.port))
-    if _core is None:  # MicroPython knows no signal but Ctrl-C, and doesn't buffer its output
+    if not _MICROPYTHON:  # MicroPython knows no signal but Ctrl-C, and doesn't buffer its output
         import signal
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -22,7 +22,7 @@ from brokers import LISTENING, ROOT, RunningBroker, host_python, micropython
 ON_BOARD = Path(__file__).parent / "on_board"
 INTERPRETERS = ("micropython", "cpython")
 HEAP = "128k"  # about 64 kB of a 32-bit board
-SOURCE_HEAP = "192k"  # where there is no mpy-cross: compiling takes more memory than running
+SOURCE_HEAP = "320k"  # where there is no mpy-cross: compiling takes more memory than running
 TIMEOUT_S = 5
 PINGREQ, PINGRESP, DISCONNECT = b"\xc0\x00", b"\xd0\x00", b"\xe0\x00"
 CONNACK_NEW, CONNACK_PRESENT = b"\x20\x02\x00\x00", b"\x20\x02\x01\x00"
@@ -36,8 +36,8 @@ def compiled() -> str | None:
         return None
     folder = tempfile.mkdtemp(prefix="midge-mpy-")
     atexit.register(shutil.rmtree, folder)
-    source = ROOT / "device" / "midge_broker.py"
-    subprocess.run([mpy_cross, "-O2", source, "-o", Path(folder) / "midge_broker.mpy"], check=True)
+    for source in (ROOT / "device").glob("midge_broker*.py"):
+        subprocess.run([mpy_cross, "-O3", source, "-o", Path(folder) / f"{source.stem}.mpy"], check=True)
     return folder
 
 
@@ -51,9 +51,10 @@ def _run(interpreter: str, heap: str | None, script: str, arguments: list[str],
     return RunningBroker(interpreter, command, ready, env={"MIDGE_DEVICE": folder or "device"})
 
 
-def start(interpreter: str, script: str = "broker_program.py", **options: object) -> RunningBroker:
+def start(interpreter: str, script: str = "broker_program.py", heap: str | None = None,
+          **options: object) -> RunningBroker:
     """The board's broker; *options* go to its constructor."""
-    return _run(interpreter, None, script, [f"{name}={value}" for name, value in options.items()], LISTENING)
+    return _run(interpreter, heap, script, [f"{name}={value}" for name, value in options.items()], LISTENING)
 
 
 def run_on_board(interpreter: str, script: str) -> RunningBroker:

@@ -392,16 +392,10 @@ def test_the_auth_hook_decides(interpreter: str, user: str | None, password: byt
             assert wire.expect_close() == b""
 
 
-@pytest.mark.parametrize("level", [5, 6, 127])
+@pytest.mark.parametrize("level", [6, 127])
 def test_another_protocol_level_is_told_so(port: int, level: int):
     with Wire(port, connect("c", level=level)) as wire:
         assert wire.expect_close() == b"\x20\x02\x00\x01"
-
-
-def test_shared_subscriptions_are_refused_rather_than_granted(port: int):
-    with client(port) as wire:
-        wire.send(subscribe(3, ("$share/g/t", 1), ("plain", 1)))
-        wire.expect(packet(0x90, b"\x00\x03\x80\x01"))
 
 
 # -- the hosting program, $SYS, the command --

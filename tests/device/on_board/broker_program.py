@@ -14,6 +14,8 @@ for argument in sys.argv[1:]:
     name, value = argument.split("=")
     if name == "user":  # only this one, with the password "secret"
         users = value
+    elif name == "store":
+        options[name] = value
     else:
         options[name] = int(value)
 

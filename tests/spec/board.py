@@ -1,0 +1,21 @@
+"""What the board's broker does not do of MQTT 5.0, and says so: the tests that it doesn't run, with the reason.
+
+A name is a test's, or `test[its id without "board-"]`. Of 3.1.1 none may be here: test_table.py looks.
+"""
+
+from __future__ import annotations
+
+NO_ALIAS = "Topic Alias Maximum 0: a table of topics for each connection"
+NO_IDENTIFIER = "Subscription Identifiers Available 0"
+NO_RESPONSE_INFORMATION = "Response Information is the server's choice (§3.2.2.3.15)"
+
+NOT_ON_THE_BOARD: dict[str, str] = {
+    "test_response_information_is_given_to_who_asks": NO_RESPONSE_INFORMATION,
+    "test_all_topic_aliases_that_connack_allows_stand_for_their_topics": NO_ALIAS,
+    "test_the_broker_assigns_topic_aliases_up_to_the_clients_maximum": NO_ALIAS,
+    "test_what_a_statement_forbids_is_refused[5.0-3.3.2-7]": NO_ALIAS,
+    "test_overlapping_subscriptions_are_one_copy_at_the_highest_qos[5.0]": NO_IDENTIFIER,
+    "test_a_shared_message_comes_at_no_more_than_the_granted_qos": NO_IDENTIFIER,
+    "test_clients_of_3_1_are_served": "of MQTT 3.1 there is CONNECT; DUP in SUBSCRIBE is refused",
+    "test_a_subscription_identifier_is_that_of_the_last_subscribe": NO_IDENTIFIER,
+}
