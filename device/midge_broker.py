@@ -2,6 +2,9 @@
 
 It knows nothing of the client, of files or of radios: bring the network up, then `await broker.run()`.
 """
+# Two more files may lie beside it: midge_broker_v5.py for clients of MQTT 5.0 and shared subscriptions, and
+# midge_broker_store.py, with which what was acknowledged survives a power cut.
+#
 # broker = Broker(port=1883, max_clients=8, auth=check)
 # broker.subscribe("button/#", on_button)      # on_button(topic: str, payload: bytes, retained: bool)
 # broker.publish("led", b"on", qos=1)
@@ -16,8 +19,8 @@ It knows nothing of the client, of files or of radios: bring the network up, the
 # The slot is where the packet identifier goes on the wire, so that sending is one copy. At rest it holds
 # how many queues have the message (so that shared bytes count once) and the QoS it was published with.
 #
-# From source it needs about 155 kB of heap on the 64-bit unix port (compiling takes 17 bytes per token), as .mpy
-# 50 kB with four clients; a 32-bit board needs half. Annotations would cost the compiler another 7 kB.
+# From source it needs three times the heap that it needs as .mpy (compiling takes 17 bytes per token): see
+# benchmarks/device_broker.py. Annotations would cost the compiler another 7 kB.
 import asyncio
 import gc
 import os

@@ -221,4 +221,4 @@ START = {
 HOST, BOARD = pytest.param("host"), pytest.param("board")
 MOSQUITTO_PARAM = pytest.param("mosquitto", marks=needs_mosquitto)
 BROKERS = [HOST, BOARD, MOSQUITTO_PARAM]
-BROKERS_5_0 = [HOST, MOSQUITTO_PARAM]  # the board speaks 3.1.1
+BROKERS_5_0 = BROKERS

@@ -19,7 +19,6 @@ from mqtt_wire import (
     Wire,
     client,
     connect,
-    packet,
     puback,
     pubcomp,
     publish,

@@ -1,6 +1,6 @@
-"""Paho's client over MQTT 5.0 against the host's broker and Mosquitto alike: what 5.0 adds.
+"""Paho's client over MQTT 5.0 against the host's broker, the board's and Mosquitto alike: what 5.0 adds.
 
-The board's broker speaks 3.1.1 and says so; that is tested here too.
+The board's has no subscription identifiers and says so; that is tested here too.
 """
 
 import time
@@ -9,7 +9,7 @@ import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.client import SubscribeOptions
 
-from brokers import BROKERS_5_0, START
+from brokers import BOARD, BROKERS_5_0, START
 from paho_peer import properties
 
 V5 = mqtt.MQTTv5
@@ -28,6 +28,18 @@ def peer(broker_5_0, paho):
     return lambda *args, **options: paho(broker_5_0, *args, version=V5, **options)
 
 
+@pytest.fixture(scope="module", params=[kind for kind in BROKERS_5_0 if kind is not BOARD])
+def identifying_broker(request: pytest.FixtureRequest):
+    with START[request.param]() as running:
+        yield running
+
+
+@pytest.fixture
+def identifying_peer(identifying_broker, paho):
+    """Makes 5.0 clients of a broker that has subscription identifiers."""
+    return lambda *args, **options: paho(identifying_broker, *args, version=V5, **options)
+
+
 def lasting(seconds: int = 60):
     return properties("CONNECT", SessionExpiryInterval=seconds)
 
@@ -38,11 +50,12 @@ def test_connect_is_accepted_without_a_session(peer):
     assert not newcomer.session_present
 
 
-def test_the_board_says_that_it_does_not_speak_5_0(board_broker, paho):
-    # A 3.1.1 server answers with return code 1, which a 5.0 client can't take for success [MQTT-3.1.2-2].
-    refused = paho(board_broker, version=V5, wait=False)
-    assert refused.lost.wait(10)
-    assert refused.connect_reason is None or refused.connect_reason.is_failure
+def test_the_board_says_what_it_does_not_have(board_broker, paho):
+    # §3.2.2.3.12; a topic alias maximum of 0 is the default (§3.2.2.3.8).
+    told = paho(board_broker, version=V5).connack_properties
+    assert told.SubscriptionIdentifierAvailable == 0
+    assert told.TopicAliasMaximum == 0
+    assert told.ReceiveMaximum > 0 and told.MaximumPacketSize > 0
 
 
 def test_an_empty_client_id_gets_one_and_is_told(peer):
@@ -165,9 +178,9 @@ def test_retain_handling(peer, handling, first, second):
     assert len(receiver.receive_all()) == second
 
 
-def test_subscription_identifiers_come_with_the_messages(peer):
+def test_subscription_identifiers_come_with_the_messages(identifying_peer):
     # [MQTT-3.3.4-3], [-4]
-    receiver = peer()
+    receiver = identifying_peer()
     receiver.subscribe("a/+", qos=1, sub_properties=properties("SUBSCRIBE", SubscriptionIdentifier=7))
     receiver.subscribe("b", qos=1, sub_properties=properties("SUBSCRIBE", SubscriptionIdentifier=268_435_455))
     receiver.subscribe("c", qos=1)
@@ -177,9 +190,9 @@ def test_subscription_identifiers_come_with_the_messages(peer):
     assert [getattr(one, "SubscriptionIdentifier", []) for one in got] == [[7], [268_435_455], []]
 
 
-def test_overlapping_subscriptions_bring_all_their_identifiers(peer):
+def test_overlapping_subscriptions_bring_all_their_identifiers(identifying_peer):
     # [MQTT-3.3.4-4], [-5]: in one copy, or one in each.
-    receiver = peer()
+    receiver = identifying_peer()
     receiver.subscribe("a/#", qos=1, sub_properties=properties("SUBSCRIBE", SubscriptionIdentifier=1))
     receiver.subscribe("a/+", qos=1, sub_properties=properties("SUBSCRIBE", SubscriptionIdentifier=2))
     receiver.publish("a/b", "x", 1)
