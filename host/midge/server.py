@@ -69,8 +69,9 @@ class Server:
         ]
         self._take_over_access(config)
         self._writer: Writer | None = None  # set by `start` if there is a store
-        self._waiting: list[Connection] = []  # with output that rests on a commit
-        self._held: list[Connection] = []  # that are not read from until the store has caught up
+        # Each once, however many turns end before the commit.
+        self._waiting: dict[Connection, None] = {}  # with output that rests on a commit
+        self._held: dict[Connection, None] = {}  # that are not read from until the store has caught up
         self._turns = Turns(self.broker, self._wait_for_commit, self._turn_ended if self._store else None)
         self._announcing: Announcing | None = None
         self._bridges: list[Bridge] = []
@@ -285,7 +286,7 @@ class Server:
     # -- the store --
 
     def _wait_for_commit(self, connection: Connection) -> None:
-        self._waiting.append(connection)
+        self._waiting[connection] = None
 
     def _turn_ended(self) -> None:
         """With a store: write what the turn has changed, and don't read on where that is more than it takes."""
@@ -294,17 +295,17 @@ class Server:
         if changes is not None and changes.pending_bytes > _UNWRITTEN_MAX:
             for connection in self._waiting:
                 connection.hold(HELD_BY_STORE, True)
-                self._held.append(connection)
+                self._held[connection] = None
         self._writer.write_soon()
 
     def _released(self) -> None:
         """A batch is committed, or the store's state has changed: send what rested on it."""
-        waiting, self._waiting = self._waiting, []
-        held, self._held = self._held, []
+        waiting, self._waiting = self._waiting, {}
+        held, self._held = self._held, {}
         for connection in waiting:
             connection.owner.flush()
             if not connection.is_drained:
-                self._waiting.append(connection)
+                self._waiting[connection] = None
         for connection in held:
             connection.hold(HELD_BY_STORE, False)
         if self.broker.ready:

@@ -152,9 +152,11 @@ class Broker:
         if connection.version != 5:
             asked_s = 0 if packet.clean_start else NEVER_EXPIRES
         self.set_expiry(session, asked_s)
-        if connection.will is not None and self.wills.keep(session, connection.will):
-            connection.rest_on_commit()
-        if session.changes is not None or is_present:
+        if connection.will is not None:
+            self.wills.keep(session, connection.will)
+        if self.changes is not None:
+            # What CONNACK says of the session must be so after a restart too: that it is kept, with the will,
+            # or that the one before it has ended, whoever ended it.
             connection.rest_on_commit()
         connection.watch_keep_alive(now)
         self.counters.connections += 1
@@ -177,8 +179,6 @@ class Broker:
             self._detach(older, session, now)
         if clean_start and client_id in self.sessions:
             self._end_session(session, now)
-            # What the client will see as gone must not come back with a restart.
-            connection.rest_on_commit()
         if client_id not in self.sessions:
             return None
         for timer in (session.expiry_timer, session.will_timer):
@@ -264,9 +264,11 @@ class Broker:
 
     def _end_session(self, session: Session, now: float) -> None:
         """The session and all that it holds are gone; a will that waited for it is published now."""
-        if session.will_timer is not None and session.will_timer.action is not None:
-            session.will_timer.action(now)
-            session.will_timer = None
+        will_timer, session.will_timer = session.will_timer, None
+        if will_timer is not None and will_timer.action is not None:
+            publish = will_timer.action
+            will_timer.cancel()  # else it would be published a second time when the delay is over
+            publish(now)
         for topic_filter in session.subscriptions:
             self.routing.remove(session, topic_filter)
         for delivery in session.take_shared():

@@ -286,6 +286,8 @@ class Connection:
                 raise self.decoder.error
         except ProtocolError as error:
             self.fail(error)
+        if self.rests and self.is_paused:
+            self.rest_on_commit()
 
     def wait_for_decision(self) -> None:
         """Whether the client may connect is being found out: what it sends meanwhile is kept, unread."""
@@ -380,9 +382,16 @@ class Connection:
         self.out = []
         self.rests = False
 
+    @property
+    def unread(self) -> int:
+        """Pieces of output that wait, for the peer to read or for a commit."""
+        return len(self.out) + sum(len(output) for _, output in self.held)
+
     def rest_on_commit(self) -> None:
         """What this connection is sent in this turn leaves only after the turn's changes are kept."""
         self.rests = True
+        if self.is_paused:  # what it was sent in earlier turns is still there, so it isn't named as ready anew
+            self.broker.output_ready(self)
 
     def send_bytes(self, data: bytes) -> None:
         if self.is_closing:
@@ -521,7 +530,8 @@ class Connection:
             self.unreleased += 1
         else:
             self.unacknowledged += 1
-        if message.key or (qos == 2 and session.changes is not None):
+        # Retained without payload it has no key, but what it took away must not come back.
+        if message.key or message.retain or (qos == 2 and session.changes is not None):
             self.rests = True
         self._acknowledge(kind, packet_id, 0 if matched else ReasonCode.NO_MATCHING_SUBSCRIBERS)
 

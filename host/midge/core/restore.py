@@ -25,9 +25,12 @@ def restore(broker: Broker, snapshot: Snapshot, reader: Reader, now: float) -> N
     for row in snapshot.sessions:
         session = by_key[row.key] = broker.new_session(row.client_id, row.key)
         session.expiry_s = row.expiry_s
-        session.ended_at = now if row.ended_at is None else row.ended_at
         session.changes = changes
         session.queue.lasts = True
+        session.ended_at = row.ended_at
+        if row.ended_at is None:  # its connection ended with us; the next restart must not count anew
+            session.ended_at = now
+            changes.session(session)
     for sub in snapshot.subscriptions:
         session = by_key[sub.session_key]
         subscription = Subscription(session, *sub[1:])

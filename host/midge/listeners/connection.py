@@ -76,7 +76,7 @@ class ClientConnection:
     def data_received(self, data: bytes) -> None:
         core = self._core
         core.receive_data(data, self._turns.begin())
-        if core.is_paused and len(core.out) > _UNREAD_MAX:
+        if core.is_paused and core.unread > _UNREAD_MAX:
             self._update_reading()
 
     def eof_received(self) -> bool:
@@ -139,7 +139,7 @@ class ClientConnection:
 
     def _update_reading(self) -> None:
         core = self._core
-        is_unread = core.is_paused and len(core.out) > _UNREAD_MAX
+        is_unread = core.is_paused and core.unread > _UNREAD_MAX
         should_read = not (self._is_held or is_unread)
         if should_read == self._is_reading or self._transport.is_closing():
             return

@@ -466,6 +466,18 @@ def test_a_delayed_will_is_published_when_the_session_ends_before() -> None:
     assert "one" not in core.broker.sessions
 
 
+def test_a_delayed_will_that_a_clean_start_brings_forward_is_not_published_again() -> None:
+    core = Core()
+    watcher = core.client("watch")
+    watcher.subscribe("will")
+    properties = {"session_expiry_interval": 60}
+    core.client("one", 5, properties=properties, will=will(will_delay_interval=10)).lose()
+    core.client("one", 5, clean_start=True)
+    assert payloads(watcher.take(p.Publish)) == [b"gone"]
+    core.advance(20)
+    assert watcher.take(p.Publish) == []
+
+
 # -- sessions --
 
 

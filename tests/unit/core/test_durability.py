@@ -10,7 +10,7 @@ from midge.core.changes import Batch
 from midge.protocol import packets as p
 from midge.protocol.encoder import encode
 
-from .harness import Client, Core, publish_packet
+from .harness import Client, Core, connect_packet, publish_packet
 
 
 def kinds(received: list[Any]) -> list[type]:
@@ -220,3 +220,70 @@ def test_an_expired_session_is_gone_after_a_restart() -> None:
     assert "sub" in again.broker.sessions
     again.advance(2)
     assert "sub" not in again.broker.sessions
+
+
+def test_output_of_a_turn_that_has_not_ended_does_not_leave_with_what_is_committed() -> None:
+    """A commit is told, or a slow reader reads again, in the midst of a turn."""
+    core = Core(is_durable=True)
+    persistent(core).lose()
+    publisher = core.client("pub")
+    publisher.take()
+    publisher.connection.receive_data(encode(publish_packet("a", b"x", 1), 4), core.now)
+    publisher.flush()
+    assert publisher.take() == []
+    core.turn()
+    assert kinds(publisher.take()) == [p.Puback]
+
+
+def test_an_acknowledgement_to_a_client_that_reads_again_has_waited_for_its_commit() -> None:
+    core = Core(is_durable=True)
+    persistent(core).lose()
+    publisher = core.client("pub")
+    publisher.subscribe("b")
+    publisher.take()
+    publisher.connection.is_paused = True
+    publisher.publish("b", b"what it does not read")
+    publisher.publish("a", b"x", 1, commit=False)
+    publisher.connection.is_paused = False
+    publisher.flush()
+    assert publisher.take() == []
+    core.turn()
+    assert kinds(publisher.take()) == [p.Publish, p.Puback]
+
+
+def test_what_a_client_took_away_from_the_retained_messages_stays_away_once_acknowledged() -> None:
+    core = Core(is_durable=True)
+    publisher = core.client("pub")
+    publisher.publish("kept", b"x", 1, retain=True)
+    publisher.take()
+    publisher.publish("kept", b"", 1, packet_id=2, retain=True, commit=False)
+    assert publisher.take() == []
+    core.turn()
+    assert kinds(publisher.take()) == [p.Puback]
+    assert core.restarted().broker.retained.count == 0
+
+
+def test_connack_without_a_session_waits_for_the_end_of_the_one_before() -> None:
+    core = Core(is_durable=True)
+    persistent(core, "c").lose()
+    for _ in range(2):  # the second takes over from the first, whose session was not kept
+        client = core.client("c", connect=False)
+        client.send(connect_packet("c"), commit=False)
+        assert client.take() == []
+    core.turn()
+    assert [packet.session_present for packet in client.take(p.Connack)] == [False]
+    assert core.restarted().broker.sessions == {}
+
+
+def test_a_session_that_was_connected_at_a_crash_expires_however_often_the_broker_restarts() -> None:
+    core = Core(is_durable=True)
+    core.client("c", 5, clean_start=False, properties={"session_expiry_interval": 100})
+    core = core.restarted()
+    core.turn()
+    core.now += 60
+    core = core.restarted()
+    core.turn()
+    core.now += 60
+    core = core.restarted()
+    core.advance(0)
+    assert core.broker.sessions == {}
