@@ -7,9 +7,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING
 from midge import logs
 from midge.checks import check
 from midge.config import Config, ConfigError, load, parse
+from midge.process import allow_connections, keep_watchdog_quiet, notify
 
 if TYPE_CHECKING:
     from midge.server import Server
@@ -140,20 +139,11 @@ async def _reload_when(changed: asyncio.Event, server: Server, options: argparse
             logs.set_up(config.log.level, config.log.format)
             log.info("configuration reloaded")
         except ConfigError as error:
-            log.error("not reloaded: %s", error)
+            for line in str(error).splitlines():
+                log.error("not reloaded: %s", line)
+        except Exception:
+            log.exception("not reloaded, or only in part")
         notify("READY=1")
-
-
-def notify(state: str) -> None:
-    """Tell systemd, if it started us (sd_notify(3)). Nobody there: nothing to do."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if not path:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        try:
-            sender.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
-        except OSError as error:
-            log.warning("can't notify %s: %s", path, error.strerror)
 
 
 def _run(config: Config, directory: Path, options: argparse.Namespace) -> int:
@@ -171,18 +161,23 @@ def _run(config: Config, directory: Path, options: argparse.Namespace) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stopped.set)
+        loop.add_signal_handler(signal.SIGHUP, changed.set)
+        allow_connections(config.limits.max_connections)
         server = Server(config, directory)
         await server.start()
-        loop.add_signal_handler(signal.SIGHUP, changed.set)
         for address in server.addresses:
             print(f"listening on {address}", flush=True)
         if server.monitoring_address:
             print(f"monitoring on {server.monitoring_address}", flush=True)
         notify("READY=1")
-        reloading = loop.create_task(_reload_when(changed, server, options))
+        tasks = [
+            loop.create_task(_reload_when(changed, server, options)),
+            loop.create_task(keep_watchdog_quiet()),
+        ]
         await stopped.wait()
         notify("STOPPING=1")
-        reloading.cancel()
+        for task in tasks:
+            task.cancel()
         await server.stop()
 
     try:
