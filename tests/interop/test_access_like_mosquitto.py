@@ -29,6 +29,8 @@ topic a/#
 topic deny a/secret/#
 topic write w/#
 topic read  r/two spaces
+   topic indented/#
+  topic  deny  indented/not  
 
 user bob
 topic #
@@ -46,7 +48,7 @@ user alice
 topic late/#
 """
 TOPICS = [
-    "a", "a/x", "a/secret/1", "anon/1", "pub/1/x", "pub/1/y", "w/1", "r/two spaces", "b/1", "late/1",
+    "a", "a/x", "a/secret/1", "anon/1", "pub/1/x", "pub/1/y", "w/1", "r/two spaces", "b/1", "late/1", "indented/1", "indented/not",
     "p/alice/1", "p/carol/1", "p/carol/no", "p/carol/denied", "p/dave/denied", "p/s/t/1", "p//1",
     "c/cid/x", "c/d/e/x", "prealice/z", "precarol/z", "z",
 ]  # fmt: skip
@@ -55,8 +57,8 @@ TOPICS = [
 TABLE = [
     (None, "cid", ["anon/1", "pub/1/x", "c/cid/x"], ["pub/1/x"]),
     (None, "other", ["anon/1", "pub/1/x"], ["pub/1/x"]),
-    ("alice", "cid", ["a", "a/x", "r/two spaces", "late/1", "p/alice/1", "c/cid/x"],
-     ["a", "a/x", "w/1", "late/1", "p/alice/1", "prealice/z"]),
+    ("alice", "cid", ["a", "a/x", "r/two spaces", "late/1", "indented/1", "p/alice/1", "c/cid/x"],
+     ["a", "a/x", "w/1", "late/1", "indented/1", "p/alice/1", "prealice/z"]),
     ("carol", "cid", ["p/carol/1", "c/cid/x"], ["p/carol/1", "precarol/z"]),
     ("carol", "d/e", ["p/carol/1", "c/d/e/x"], ["p/carol/1", "precarol/z"]),
     ("carol", "c#d", [], []),
@@ -70,6 +72,7 @@ TABLE = [
 LOGINS = [
     (None, None, True, False),
     ("alice", "a", True, True),
+    ("dave", "d", True, True),  # with spaces around it in the file
     ("alice", "wrong", False, False),
     ("alice", "", False, False),
     ("alice", None, False, False),
@@ -89,6 +92,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run(command, check=True, timeout=10)
     with open(directory / "passwd", "a", encoding="utf-8") as file:
         file.write("nohash:\n# comment\n\n")
+    text = (directory / "passwd").read_text()
+    (directory / "passwd").write_text(text.replace("dave:", " dave : "))
     (directory / "acl").write_text(ACL)
     return directory
 

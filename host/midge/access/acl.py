@@ -149,15 +149,16 @@ def load(path: Path) -> Acl:
     acl = Acl()
     user: str | None = None
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise AccessFileError(f"ACL file {path}: {reason}") from None
     for number, line in enumerate(lines, 1):
         where = f"ACL file {path}:{number}"
-        keyword, _, rest = line.rstrip().partition(" ")
+        # Spaces may come first; a tab is part of a word, as Mosquitto has it.
+        keyword, _, rest = line.rstrip().lstrip(" ").partition(" ")
         rest = rest.strip()
-        if not keyword or line.startswith("#"):
+        if not keyword or keyword.startswith("#"):
             continue
         if keyword == "user":
             if not rest:

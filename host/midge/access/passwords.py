@@ -105,7 +105,7 @@ def load(path: Path) -> dict[str, str]:
     for number, line in enumerate(_read_lines(path), 1):
         if not line or line.startswith("#"):
             continue
-        name, colon, stored = line.partition(":")
+        name, colon, stored = (part.strip() for part in line.partition(":"))
         if not (colon and name and is_known(stored)):
             log.warning("%s:%d: not NAME:HASH with a hash of a kind that is known; skipped", path, number)
             continue
@@ -115,10 +115,12 @@ def load(path: Path) -> dict[str, str]:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise AccessFileError(f"password file {path}: {reason}") from None
+    # Not splitlines(): a name may hold characters that it takes for line breaks.
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
 
 
 def set_password(path: Path, user: str, stored: str, create: bool = False) -> bool:

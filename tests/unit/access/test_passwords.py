@@ -118,3 +118,28 @@ def test_midge_passwd_says_why_not(
     assert run([argument.replace("FILE", str(path)) for argument in arguments]) == 1
     assert said in capsys.readouterr().err
     assert path.read_text() == ""
+
+
+def test_a_scram_line_is_written_with_its_own_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "passwd"
+    assert run(["-b", "-c", "-H", "scram-sha-256", str(path), "anna", "secret"]) == 0
+    assert run(["-b", "-H", "scram-sha-256", "-I", "5000", str(path), "bert", "b"]) == 0
+    users = passwords.load(path)
+    assert users["anna"].startswith("SCRAM-SHA-256$4096:") and users["bert"].startswith("SCRAM-SHA-256$5000:")
+    assert passwords.verify(users["anna"], b"secret") and not passwords.verify(users["anna"], b"b")
+    with pytest.raises(SystemExit) as caught:
+        run(["-b", "-H", "scram-sha-256", "-I", "100", str(path), "carl", "c"])
+    assert caught.value.code == 2 and "-I must be at least 4096" in capsys.readouterr().err
+    assert run(["-b", "-H", "scram-sha-256", str(path), "carl", "bell\a"]) == 1  # RFC 4013 §2.3
+    assert "not a password for scram-sha-256" in capsys.readouterr().err
+    assert list(passwords.load(path)) == ["anna", "bert"]
+
+
+def test_a_name_may_hold_what_python_takes_for_a_line_break(tmp_path: Path) -> None:
+    path = tmp_path / "passwd"
+    stored = passwords.make_hash(b"x", "sha512")
+    for number, name in enumerate(("a\x85b", "c\u2028d")):
+        passwords.set_password(path, name, stored, create=not number)
+    assert list(passwords.load(path)) == ["a\x85b", "c\u2028d"]
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert list(passwords.load(path)) == ["a\x85b", "c\u2028d"]
