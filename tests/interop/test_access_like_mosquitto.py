@@ -30,7 +30,7 @@ topic deny a/secret/#
 topic write w/#
 topic read  r/two spaces
    topic indented/#
-  topic  deny  indented/not  
+  topic  deny  indented/not \x20
 
 user bob
 topic #
@@ -48,7 +48,8 @@ user alice
 topic late/#
 """
 TOPICS = [
-    "a", "a/x", "a/secret/1", "anon/1", "pub/1/x", "pub/1/y", "w/1", "r/two spaces", "b/1", "late/1", "indented/1", "indented/not",
+    "a", "a/x", "a/secret/1", "anon/1", "pub/1/x", "pub/1/y", "w/1", "r/two spaces", "b/1", "late/1",
+    "indented/1", "indented/not",
     "p/alice/1", "p/carol/1", "p/carol/no", "p/carol/denied", "p/dave/denied", "p/s/t/1", "p//1",
     "c/cid/x", "c/d/e/x", "prealice/z", "precarol/z", "z",
 ]  # fmt: skip
