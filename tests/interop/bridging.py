@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from brokers import (
+    LISTENING,
     ROOT,
     RunningBroker,
+    free_port,
+    host_python,
     start_host,
 )
 from paho_peer import Paho
@@ -131,18 +134,52 @@ def each_gets_each_once(*brokers: RunningBroker, messages: int = 10) -> None:
         assert not doubled, f"broker {index} ({brokers[index].kind}) got some twice: {list(doubled.items())[:6]}"
 
 
-def node_program(tmp_path_factory: pytest.TempPathFactory, package: str) -> Path:
-    """A directory in which node finds *package*; the test is skipped where npm can't get it."""
+def node_modules(package: str) -> Path:
+    """The directory in which node finds *package*; the test is skipped where npm can't get it."""
     npm = shutil.which("npm")
     if npm is None or shutil.which("node") is None:
         pytest.skip("node and npm are not installed: apt-get install nodejs npm")
-    directory = ROOT / "build" / "npm"
-    if not (directory / "node_modules" / package.partition("@")[0]).exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run([npm, "install", "--no-audit", "--no-fund", "--prefix", str(directory), package],
-                              capture_output=True, text=True, timeout=120, check=False)
+    modules = ROOT / "build" / "npm" / "node_modules"
+    if not (modules / package).exists():
+        modules.parent.mkdir(parents=True, exist_ok=True)
+        command = [npm, "install", "--no-audit", "--no-fund", "--prefix", str(modules.parent), package]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         if done.returncode:
             pytest.skip(f"npm can't install {package}: {done.stderr.strip()[-200:]}")
-    return directory
+    return modules
 
 
+AMQTT = """
+import asyncio, logging, sys
+from amqtt.broker import Broker
+logging.basicConfig(level=logging.WARNING)
+async def main():
+    port = int(sys.argv[1])
+    broker = Broker({
+        "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{port}"}},
+        "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
+    })
+    await broker.start()
+    print(f"listening on mqtt://127.0.0.1:{port}", flush=True)
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+AEDES = """
+const net = require('node:net');
+const { Aedes } = require('aedes');
+Aedes.createBroker().then((broker) => {
+  const server = net.createServer(broker.handle);
+  server.listen(0, '127.0.0.1', () => console.log(`listening on mqtt://127.0.0.1:${server.address().port}`));
+});
+"""
+
+
+def start_amqtt() -> RunningBroker:
+    """amqtt (PyPI), which knows no bridges and closes without a word when it is asked for 5.0."""
+    port = free_port()
+    return RunningBroker("amqtt", [host_python(), "-c", AMQTT, str(port)], LISTENING, port)
+
+
+def start_aedes() -> RunningBroker:
+    """aedes (npm), which knows the mark of 3.1.1 and speaks no 5.0."""
+    return RunningBroker("aedes", ["node", "-e", AEDES], LISTENING, env={"NODE_PATH": str(node_modules("aedes"))})

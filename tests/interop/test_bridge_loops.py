@@ -12,6 +12,8 @@ from .bridging import (
     links_carry,
     mosquitto_section,
     section,
+    start_aedes,
+    start_amqtt,
     start_bridging,
 )
 
@@ -78,4 +80,19 @@ def test_mosquitto_bridges_to_us(until_the_end, version: str) -> None:
     conf = mosquitto_section("m", here.port, "topic # both 2", f"bridge_protocol_version {version}")
     there = until_the_end.enter_context(start_mosquitto(conf))
     links_carry(here, there)
+    each_gets_each_once(here, there)
+
+
+def test_aedes_as_the_other_side(tmp_path: Path, until_the_end) -> None:
+    there = until_the_end.enter_context(start_aedes())
+    here = until_the_end.enter_context(start_bridging(tmp_path, section("b", there.port)))
+    connected(here)
+    each_gets_each_once(here, there)
+
+
+def test_a_broker_that_knows_no_bridges_is_named_and_what_comes_back_dropped(tmp_path: Path, until_the_end) -> None:
+    there = until_the_end.enter_context(start_amqtt())
+    here = until_the_end.enter_context(start_bridging(tmp_path, section("b", there.port, connect_timeout=2)))
+    connected(here)
+    here.wait_for_output("bridge b: a loop: the remote broker sends back what we send it", 20)
     each_gets_each_once(here, there)

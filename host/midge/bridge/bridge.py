@@ -10,6 +10,7 @@ import random
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from midge.bridge.dial import ConnectCable, Dialler
 from midge.bridge.echo import Echo
@@ -28,7 +29,21 @@ _DEMAND_POLL_S = 0.5
 # Connections in a row that broke early without one acknowledgement until a message is suspected, see `_suspect`.
 _FRUITLESS_MAX = 4
 _EARLY_S = 10.0
+# s that a connection lasts until the next failure is taken for a new one.
+_STABLE_S = 5.0
 _SUSPECT_BYTES = 1024
+
+
+class Version(NamedTuple):
+    level: int
+    is_marked: bool  # the level's high bit says that it is a bridge, as Mosquitto's have it
+
+    def __str__(self) -> str:
+        return "MQTT 5.0" if self.level == 5 else f"MQTT 3.1.1{' with bridges' * self.is_marked}"
+
+
+# In the order in which they are tried. amqtt closes on the mark; Mosquitto has try_private for such.
+_VERSIONS = [Version(5, False), Version(4, True), Version(4, False)]
 
 
 class Bridge:
@@ -53,13 +68,17 @@ class Bridge:
         self.inward = Rules.inward(section.topics)
         self.outward = Rules.outward(section.topics)
         self.echo = Echo()
+        # Whether what we send there can match what we subscribe to there. Looked at topic by topic later; this only
+        # spares bridges in one direction the trouble. Cleared by `_asks_less`.
+        self.may_echo = bool(self.inward.subscriptions()) and bool(self.outward.subscriptions())
+        self.notifies = section.notifications  # cleared by `_asks_less`
         self.local_client_id = OWN_BRIDGES + section.name
         # As Mosquitto's remote_clientid: two laptops that bridge the same board are two clients.
         self.remote_client_id = section.client_id or f"{socket.gethostname()}.{section.name}"
         self.is_connected = False  # the remote broker has let us in; set and cleared by the link
         self.is_session_new = True  # ours had to be made; cleared once the remote broker's fits it
         self.owes_retained = True  # the remote broker has to be told what is retained; cleared when it was
-        self.version = 4 if section.version == "3.1.1" else 5  # what the next connection speaks
+        self._versions = {"auto": _VERSIONS, "5.0": _VERSIONS[:1], "3.1.1": _VERSIONS[1:]}[section.version]
         self.too_large: int | None = None  # packet identifier of a message that the remote broker can't take
         self.connect = Dialler(section, path, cable).connect
         self._changed = changed
@@ -69,12 +88,9 @@ class Bridge:
         self._fruitless = 0
 
     @property
-    def may_echo(self) -> bool:
-        """Whether what we send there can match what we subscribe to there: looked at topic by topic, this only
-        spares the bridges in one direction the trouble."""
-        return any(topic.direction == "both" for topic in self.section.topics) or (
-            bool(self.inward.subscriptions()) and bool(self.outward.subscriptions())
-        )
+    def version(self) -> Version:
+        """What the next connection speaks."""
+        return self._versions[0]
 
     @property
     def address(self) -> str:
@@ -138,9 +154,15 @@ class Bridge:
                 continue
             if self._other_version(link):
                 continue
+            if self._asks_less(link):
+                continue
             if link.was_up:
-                wait_s = section.reconnect_min
-                self._suspect(link, self.now() - started)
+                lasted_s = self.now() - started
+                self._suspect(link, lasted_s)
+                # Not after a short one: two bridges of one name would throw each other out as fast as they can
+                # (mosquitto#3002).
+                if lasted_s > _STABLE_S:
+                    wait_s = section.reconnect_min
             if reason != last_reason or link.was_up:  # an absent board is worth one line, not one a second
                 log.warning("bridge %s to %s: %s", section.name, self.address, reason)
             last_reason = reason
@@ -156,17 +178,32 @@ class Bridge:
             await asyncio.sleep(_DEMAND_POLL_S)
 
     def _other_version(self, link: Link) -> bool:
-        """Whether to try again at once, in 3.1.1. A broker that closes without a word may just be starting: then
-        the versions take turns."""
-        if self.section.version != "auto" or link.was_up:
+        """Whether to try again at once in the next version. A broker that closes without a word may just be
+        starting: then the versions take turns, one at each attempt."""
+        if link.was_up or not (link.is_too_new or link.was_closed_at_once) or len(self._versions) == 1:
             return False
+        refused, *others = self._versions
         if link.is_too_new:
-            log.info("bridge %s: %s speaks no MQTT 5.0", self.section.name, self.address)
-            self.version = 4
+            log.info("bridge %s: %s doesn't speak %s", self.section.name, self.address, refused)
+            self._versions = others
             return True
-        if link.was_closed_at_once:
-            self.version = 9 - self.version
-            return self.version == 4
+        self._versions = [*others, refused]
+        return False
+
+    def _asks_less(self, link: Link) -> bool:
+        """Brokers that take nothing on topics that start with $ may say so by closing (aedes does). Then we do
+        without, one after the other; True: try again at once."""
+        if not link.was_up or link.was_answered:
+            return False
+        if self.notifies:
+            self.notifies = False
+            log.info("bridge %s: the remote broker doesn't take notifications under $SYS/", self.section.name)
+            return True
+        if self.may_echo:
+            self.may_echo = False
+            log.info("bridge %s: whether the remote broker sends back what we send can't be found out",
+                     self.section.name)
+            return True
         return False
 
     def _suspect(self, link: Link, lasted_s: float) -> None:

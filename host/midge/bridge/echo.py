@@ -7,9 +7,8 @@ from __future__ import annotations
 import secrets
 from collections import deque
 
-# A topic that only this connection subscribes to: whoever sends us this sends us everything. $ keeps it from
-# subscribers to "#".
-PROBE_PREFIX = "$midge/echo/"
+# A topic that only this connection subscribes to: whoever sends us this sends us everything.
+_PROBE_PREFIX = "midge/echo/"
 # s that it has to come back, after PINGRESP.
 PROBE_TIMEOUT_S = 2.0
 # What was sent and may come back. An echo that hasn't come after this long (s) won't.
@@ -26,7 +25,12 @@ class Echo:
         self._sent: dict[tuple[str, bytes], deque[int]] = {}  # numbers of those that have yet to come back
         self._order: deque[tuple[float, int, tuple[str, bytes]]] = deque()  # when, number, what
         self._last = 0
-        self.probe_topic = PROBE_PREFIX + secrets.token_hex(8)
+        self._probe_topic = _PROBE_PREFIX + secrets.token_hex(8)
+
+    def probe_topic(self, is_marked: bool) -> str:
+        """$ keeps it from subscribers to "#". But amqtt, which doesn't take a connection that *is_marked* as a
+        bridge's, doesn't take such topics either."""
+        return f"${self._probe_topic}" if is_marked else self._probe_topic
 
     def sent(self, topic: str, payload: bytes, now: float) -> None:
         """We send *payload* on *topic*, which we are subscribed to there."""

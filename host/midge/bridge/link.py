@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("midge.bridge")
 
-# s for TCP's handshake (and TLS's), and again for CONNACK.
-_CONNECT_TIMEOUT_S = 10.0
 # bytes that may wait for the remote broker before QoS 0 is dropped; QoS 1 and 2 are bounded by the window.
 _WRITE_BUFFER_HIGH = 256 * 1024
 # s without a message, with nothing left to bring, until a "periodic" bridge leaves. A board that was woken by
@@ -45,8 +43,9 @@ class Link(asyncio.Protocol):
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
-        self.version = bridge.version
+        self.version, self._is_marked = bridge.version
         self._decoder = Decoder("client", self.version, max_packet_size=bridge.broker.limits.max_packet_size)
+        self._probe_topic = bridge.echo.probe_topic(self._is_marked)
         self._transport: asyncio.Transport | None = None
         self._local: Local | None = None  # opened by CONNACK
         self._sync: RetainedSync | None = None  # set by SUBACK
@@ -67,8 +66,9 @@ class Link(asyncio.Protocol):
         self.has_cleaned = False  # ... and has
         self.is_done = False  # it has ended because there was nothing left to do
         self.was_up = False
+        self.was_answered = False  # something came after CONNACK
         self.is_too_new = False  # the remote broker doesn't speak our version
-        self.was_closed_at_once = False  # connected, and closed without a packet
+        self.was_closed_at_once = False  # connected, and closed (or left to wait) without a packet
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     # -- its life --
@@ -77,12 +77,12 @@ class Link(asyncio.Protocol):
         """Connect, work until the connection ends; the reason why it ended."""
         watch: asyncio.Task[None] | None = None
         try:
-            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(self._bridge.section.connect_timeout):
                 await self._bridge.connect(self._bridge.address, self)
             watch = asyncio.get_running_loop().create_task(self._watch())
             return await self._ended
         except TimeoutError:
-            return f"no connection within {_CONNECT_TIMEOUT_S:.0f} s"
+            return f"no connection within {self._bridge.section.connect_timeout:.0f} s"
         except OSError as error:
             file = f"{error.filename}: " if error.filename else ""
             return f"{file}{error.strerror or error}"
@@ -112,9 +112,11 @@ class Link(asyncio.Protocol):
 
     async def _watch(self) -> None:
         """The deadline for CONNACK."""
-        await asyncio.wait([self._ended], timeout=_CONNECT_TIMEOUT_S)
-        if not self.was_up:
-            self._end(f"no CONNACK within {_CONNECT_TIMEOUT_S:.0f} s")
+        timeout_s = self._bridge.section.connect_timeout
+        await asyncio.wait([self._ended], timeout=timeout_s)
+        if not self.was_up and not self._ended.done():
+            self.was_closed_at_once = True  # amqtt keeps silent, and open, when asked for a version it doesn't know
+            self._end(f"no CONNACK within {timeout_s:.0f} s")
 
     def _check_time(self) -> None:
         """The keep alive, and whether there is anything left to do; looked at several times in its interval."""
@@ -169,14 +171,14 @@ class Link(asyncio.Protocol):
                 "user_property": [(BRIDGE, "1")],
             }
         will = None
-        if section.notifications and not clean_start:
+        if self._notifies and not clean_start:
             will = p.Will(self._notification_topic, b"0", 1, True)
         return p.Connect(
             client_id=bridge.remote_client_id,
             clean_start=clean_start,
             keep_alive_s=section.keep_alive,
             level=self.version,
-            is_bridge=self.version != 5,
+            is_bridge=self._is_marked,
             will=will,
             username=section.username,
             password=None if section.password is None else section.password.encode(),
@@ -186,6 +188,7 @@ class Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._last_received = self._bridge.now()
         for packet in self._decoder.receive_data(data):
+            self.was_answered = self.was_up
             handler = _FROM_REMOTE.get(type(packet))
             if handler is not None:
                 handler(self, packet)
@@ -233,7 +236,7 @@ class Link(asyncio.Protocol):
     def _on_connack(self, packet: p.Connack) -> None:
         bridge = self._bridge
         if packet.reason_code:
-            self.is_too_new = packet.reason_code == ReasonCode.UNSUPPORTED_PROTOCOL_VERSION
+            self.is_too_new = packet.reason_code in (ReasonCode.UNSUPPORTED_PROTOCOL_VERSION, 1)  # 1: in 3.1.1
             self._end(f"refused by the remote broker: {_reason(packet.reason_code, _CONNACK_REASONS)}")
             return
         if self.is_cleaning:
@@ -281,10 +284,10 @@ class Link(asyncio.Protocol):
         is_5 = self.version == 5
         subscriptions = [p.Subscription(name, qos, is_5, is_5, 0) for name, qos in wanted.items()]
         if self._may_echo:
-            subscriptions.append(p.Subscription(bridge.echo.probe_topic, 0, is_5, False, 2 if is_5 else 0))
+            subscriptions.append(p.Subscription(self._probe_topic, 0, is_5, False, 2 if is_5 else 0))
         self._send(p.Subscribe(1, subscriptions, None))
         if self._may_echo:
-            self._send(p.Publish(bridge.echo.probe_topic, b"", 0))
+            self._send(p.Publish(self._probe_topic, b"", 0))
         self._ping()  # its answer comes after what is retained
 
     @property
@@ -312,7 +315,7 @@ class Link(asyncio.Protocol):
             self._end("the remote broker sent PUBLISH before CONNACK")
             return
         self._last_message = self._last_received
-        if packet.topic == bridge.echo.probe_topic:
+        if packet.topic == self._probe_topic:
             self._found_echo()
             return
         topic = bridge.inward.map(packet.topic)
@@ -348,7 +351,9 @@ class Link(asyncio.Protocol):
                     _reason(packet.reason_code),
                 )
         self.acknowledged += 1
-        self.unacknowledged.pop(packet.packet_id, None)
+        sent = self.unacknowledged.pop(packet.packet_id, None)
+        if self._sync is not None and sent is not None:
+            self._sync.acknowledged(self._bridge.inward.map(sent[1]))
         self._pass_in(packet)
 
     def _pass_in(self, packet: p.Packet) -> None:
@@ -429,11 +434,16 @@ class Link(asyncio.Protocol):
     # -- notifications --
 
     @property
+    def _notifies(self) -> bool:
+        # Whoever doesn't know bridges takes nothing under $SYS/ either; amqtt hears nothing more after it.
+        return self._bridge.notifies and (self._is_marked or self.version == 5)
+
+    @property
     def _notification_topic(self) -> str:
         return f"$SYS/broker/connection/{self._bridge.remote_client_id}/state"
 
     def _notify(self, state: str) -> None:
-        if self._bridge.section.notifications and self._is_retain_available:
+        if self._notifies and self._is_retain_available:
             self._send(p.Publish(self._notification_topic, state.encode(), 0, True))
 
 

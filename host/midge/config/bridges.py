@@ -145,6 +145,7 @@ class Bridge(Section):
     idle_timeout: float = key(60.0, 'Of "on-demand".', unit="s", gt=0)
     interval: float = key(60.0, 'Of "periodic".', unit="s", gt=0)
     keep_alive: int = key(60, "How often the link is checked when it is idle.", unit="s", ge=5, le=65_535)
+    connect_timeout: float = key(10.0, "For TCP's and TLS's handshakes, and again for CONNACK.", unit="s", gt=0)
     reconnect_min: float = key(0.5, "The first wait after a failure; it doubles.", unit="s", gt=0)
     reconnect_max: float = key(30.0, "The longest wait between two attempts.", unit="s", gt=0)
     max_queued_messages: int = key(
