@@ -114,8 +114,9 @@ def collect(clients: list[Paho], count: int) -> list[Counter[str]]:
     return got
 
 
-def each_gets_each_once(*brokers: RunningBroker, messages: int = 10) -> None:
-    """Publish on each broker at each QoS; every broker's subscriber gets every message once, and then it is quiet."""
+def each_gets_each_once(*brokers: RunningBroker, messages: int = 10, may_lose: int = 0) -> None:
+    """Publish on each broker at each QoS; every broker's subscriber gets every message once, and then it is quiet.
+    *may_lose*: how many a broker that acknowledges before it routes may lose by itself."""
     clients = listeners(*brokers)
     publishers = [Paho(broker.port) for broker in brokers]
     wanted = set()
@@ -130,7 +131,7 @@ def each_gets_each_once(*brokers: RunningBroker, messages: int = 10) -> None:
     for index, counter in enumerate(got):
         missing = wanted - set(counter)
         doubled = {payload: count for payload, count in counter.items() if count > 1}
-        assert not missing, f"broker {index} ({brokers[index].kind}) misses {sorted(missing)[:6]} of {len(missing)}"
+        assert len(missing) <= may_lose, f"broker {index} ({brokers[index].kind}) misses {sorted(missing)[:6]} of {len(missing)}"
         assert not doubled, f"broker {index} ({brokers[index].kind}) got some twice: {list(doubled.items())[:6]}"
 
 

@@ -152,7 +152,7 @@ def test_wills_cross_in_both_directions(
 
 
 @needs_mosquitto
-@pytest.mark.parametrize("kind", ["host", "mosquitto", "board"])
+@pytest.mark.parametrize("kind", ["host", "mosquitto"])
 def test_both_sides_are_told_whether_the_bridge_is_connected(
     tmp_path: Path, until_the_end, eventually, kind: str
 ) -> None:
