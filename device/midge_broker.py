@@ -555,6 +555,12 @@ class Broker:
     def _accept(self):
         sock = self._listener.accept()[0]
         sock.setblocking(False)
+        if self.attach(sock):
+            sock.setsockopt(6, 1, 1)  # TCP_NODELAY: we write once per burst, waiting gains nothing
+
+    # A connection that comes by any way: the listener, or a serial cable (Cable(on_channel=broker.attach)). Needs
+    # readinto(view) and write(data, offset, length), which give None for "not now", and close(). True: it is let in.
+    def attach(self, sock):
         # When all places are taken, whoever has been silent longest without CONNECT gives way, so that
         # connections that were opened and abandoned lock nobody out.
         if len(self._connections) >= self.max_clients + _PENDING_MAX:
@@ -565,14 +571,14 @@ class Broker:
                     break
             else:
                 sock.close()
-                return
+                return False
         try:
             self._connections.append(_Connection(self, sock))
         except MemoryError:
             self._counts[_REFUSED] += 1
             sock.close()
-            return
-        sock.setsockopt(6, 1, 1)  # TCP_NODELAY: we write once per burst, waiting gains nothing
+            return False
+        return True
 
     # Ends a connection, well when there is no reason to tell. *code* is that of 5.0.
     def _close(self, connection, reason=None, code=0):

@@ -404,7 +404,7 @@ class Link:
 # ------------------------------------------------------------------------------------------------------------ API
 
 
-# A lane as a stream that can be polled: readinto(), write(), close(). Client(dial=cable.dial) takes it for a socket.
+# A lane as a stream that can be polled: readinto(), write(), close(). Client and broker take it for a socket.
 class Channel(io.IOBase):
     def __init__(self, cable, lane):
         self._cable = cable
@@ -420,10 +420,12 @@ class Channel(io.IOBase):
             return None
         return n
 
-    def write(self, data):
+    # As MicroPython's streams have it; None: there is no room now.
+    def write(self, data, offset=0, length=None):
         if self._lane.is_ended:
             raise OSError(104)  # ECONNRESET
-        n = self._lane.write(data)
+        end = len(data) if length is None else offset + length
+        n = self._lane.write(memoryview(data)[offset:end])
         self._cable.flush()
         return n or None
 
@@ -448,7 +450,7 @@ class Channel(io.IOBase):
 
 # The board's end. `stream`: a UART, or what has read(n) and can be polled; `out`: what is written to, if it is another
 # one, as sys.stdin.buffer and sys.stdout.buffer are for USB. Keep run() running.
-# on_channel(channel): the host has opened a channel, to this board's broker.
+# on_channel(channel): the host has opened a channel, to this board's broker; Broker.attach takes it.
 class Cable:
     def __init__(self, stream, out=None, name="board", buffer=256, on_channel=None):
         self._stream = stream

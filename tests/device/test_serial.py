@@ -35,11 +35,11 @@ def test_bytes_arrive_in_order_whatever_the_line_does(interpreter, error_rate):
 
 
 class CableBoard:
-    """The program serial_board.py on the unix port, and the lines that it prints."""
+    """A program on the unix port, and the lines that it prints."""
 
-    def __init__(self, port: str, count: int):
+    def __init__(self, *arguments: object, program: str = "serial_board.py"):
         self.process = subprocess.Popen(
-            on_board("micropython", "serial_board.py", port, count), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            on_board("micropython", program, *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, env=PATHS)
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -146,3 +146,44 @@ def test_a_port_that_is_not_there_is_said_once_and_waited_for(tmp_path, until_th
     board = until_the_end.enter_context(CableBoard(line.board_port, 0))
     wait_until(lambda: "ready" in board.lines, "the board's subscription")
     assert host.output().count("not there yet") == 1
+
+
+def test_the_broker_of_a_board_is_bridged_over_its_cable(tmp_path, until_the_end):
+    line = until_the_end.enter_context(SerialLine(SEED, 1e-5))
+    config = tmp_path / "midge.toml"
+    config.write_text(f"""
+[[listener]]
+port = 0
+
+[[listener]]
+type = "serial"
+device = "{line.host_port}"
+
+[[bridge]]
+name = "hub"
+address = "serial:{line.host_port}"
+topics = [
+  {{ filter = "button/#", direction = "in", qos = 1, local_prefix = "hub/" }},
+  {{ filter = "set/#", direction = "out", qos = 2, local_prefix = "hub/" }},
+]
+""", encoding="utf-8")
+    host = until_the_end.enter_context(brokers.start_host("--config", config))
+    watcher = Paho(host.port, "watcher")
+    watcher.subscribe("hub/button/count", qos=1)
+    watcher.publish("hub/set/led", "waits", 2)  # the board isn't there yet
+    board = until_the_end.enter_context(CableBoard(line.board_port, program="serial_hub.py"))
+    counts = [int(watcher.receive(50).payload) for _ in range(5)]
+    assert counts == list(range(counts[0], counts[0] + 5))
+    wait_until(lambda: board.payloads("set/led") == ["waits"], "the command that was sent before")
+    watcher.publish("hub/set/led", "on", 2)
+    wait_until(lambda: board.payloads("set/led") == ["waits", "on"], "the command")
+
+
+def test_a_bridge_over_a_cable_needs_its_listener(tmp_path):
+    config = tmp_path / "midge.toml"
+    config.write_text('[[bridge]]\nname = "hub"\naddress = "serial:auto"\ntopics = [{ filter = "#" }]\n',
+                      encoding="utf-8")
+    done = subprocess.run([sys.executable, "-m", "midge", "broker", "--check", "--config", config],
+                          capture_output=True, text=True)
+    assert done.returncode == 2
+    assert 'add a [[listener]] with type = "serial" and device = "auto"' in done.stderr
