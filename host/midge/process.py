@@ -9,11 +9,16 @@ import logging
 import os
 import socket
 import sys
+import threading
+import time
 
 log = logging.getLogger("midge.process")
 
 # Open files beside one per connection: the store's, the listeners', bridges', standard streams, libraries.
 _FILES_BESIDE = 100
+
+# s that threads get to end by themselves.
+_THREADS_TIMEOUT_S = 0.2
 
 
 def notify(state: str) -> None:
@@ -43,6 +48,21 @@ async def keep_watchdog_quiet() -> None:
     while interval_s is not None:
         notify("WATCHDOG=1")
         await asyncio.sleep(interval_s)
+
+
+def leave_busy_threads() -> None:
+    """End this process now, in good order, if threads are at work that nobody waits for: an auth hook that
+    doesn't answer, a look-up of a name. Python would wait for them."""
+    deadline = time.monotonic() + _THREADS_TIMEOUT_S
+    for thread in threading.enumerate():
+        if thread is threading.main_thread() or thread.daemon:
+            continue
+        thread.join(max(0.0, deadline - time.monotonic()))
+        if thread.is_alive():
+            log.info("not waited for: %s", thread.name)
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(0)
 
 
 def allow_connections(count: int) -> None:

@@ -37,7 +37,7 @@ log = logging.getLogger("midge.server")
 # bytes of payload that may wait for the store before publishers are no longer read from.
 _UNWRITTEN_MAX = 16_000_000
 # s that clients get to read their DISCONNECT when the broker stops.
-_STOP_TIMEOUT_S = 1.0
+_STOP_TIMEOUT_S = 0.8
 # s that connections which were cut get to say so.
 _ABORT_TIMEOUT_S = 0.2
 # Threads that hash passwords. A fleet's logins may keep two cores busy, and leave the others to the rest.
@@ -214,8 +214,7 @@ class Server:
     async def stop(self) -> None:
         """Tell the clients, write what is unwritten, close."""
         self._phase = "it is stopping"
-        if self._announcing is not None:
-            await self._announcing.stop()
+        goodbye = None if self._announcing is None else self._loop.create_task(self._announcing.stop())
         for listener in self._listeners:
             await listener.close()
         for bridge in self._bridges:
@@ -235,7 +234,9 @@ class Server:
             self._sys_timer.cancel()
         if self._monitoring is not None:
             await self._monitoring.stop()
-        self._hashing.shutdown(cancel_futures=True)
+        if goodbye is not None:
+            await asyncio.wait([goodbye], timeout=_ABORT_TIMEOUT_S)
+        self._hashing.shutdown(wait=False, cancel_futures=True)
         self._loader.close_hooks()
         if self._writer is not None:
             self._writer.finish()

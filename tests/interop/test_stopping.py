@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from brokers import RunningBroker, host_python, start_host
+from brokers import LISTENING, RunningBroker, host_python, start_host
 from midge.protocol import packets as p
 from midge.protocol.decoder import Decoder
 from midge.protocol.encoder import encode
@@ -251,3 +251,44 @@ def test_a_configuration_that_is_wrong_is_exit_code_2(tmp_path: Path) -> None:
         f"midge broker: {config}:2: limits.max_conections: unknown key; did you mean max_connections?\n"
         f"midge broker: {config}:3: limits.max_packet_size: 1 is not allowed: bytes, 128 to 268_435_460\n",
     )
+
+
+# -- what could keep it from ending --
+
+
+def test_an_auth_hook_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
+    info = tmp_path / "hook-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hook\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[midge.auth]\nslow = slow_hook:ask\n")
+    program = f"import time\ndef ask(login):\n    open({str(tmp_path / 'asked')!r}, 'w')\n    time.sleep(600)\n"
+    (tmp_path / "slow_hook.py").write_text(program)
+    (tmp_path / "midge.toml").write_text('[access]\nauth_hook = "slow"\n')
+    command = [host_python(), "-m", "midge", "broker", "--port", "0", "--data", ":memory:", "--config",
+               tmp_path / "midge.toml"]  # fmt: skip
+    env = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(tmp_path)}
+    with RunningBroker("host", command, LISTENING, env=env) as broker:
+        with socket.create_connection(("127.0.0.1", broker.port), TIMEOUT_S) as client:
+            client.sendall(encode(p.Connect("asks", True, keep_alive_s=60, username="u", password=b"x"), 4))
+            deadline = time.monotonic() + TIMEOUT_S
+            while not (tmp_path / "asked").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            assert wait_for_exit(broker, signal.SIGTERM) == 0
+        broker.wait_for_output("not waited for: auth-slow")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit is Linux' way to fail another process's writes")
+def test_a_store_that_fails_does_not_keep_it(tmp_path: Path) -> None:
+    with start_host("--data", tmp_path) as broker:
+        client = Client(broker.port, "keeper", 5)
+        client.send(p.Subscribe(1, [p.Subscription("kept", 1)]))
+        broker.wait_for_output("keeper@")
+        resource.prlimit(broker.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        client.send(p.Publish("kept", b"1", 1, packet_id=1))
+        broker.wait_for_output("trying again")
+        assert wait_for_exit(broker, signal.SIGTERM) == 0
+        answers = client.read_to_the_end()
+        # Not success for what isn't kept: no answer, or 0x97 (Quota exceeded).
+        assert {packet.reason_code for packet in answers if isinstance(packet, p.Puback)} <= {0x97}
+        assert "Traceback" not in broker.output()

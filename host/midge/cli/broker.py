@@ -11,13 +11,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from midge import logs
 from midge.checks import check
 from midge.config import Config, ConfigError, load, parse
-from midge.process import allow_connections, keep_watchdog_quiet, notify
+from midge.process import allow_connections, keep_watchdog_quiet, leave_busy_threads, notify
 
 if TYPE_CHECKING:
     from midge.server import Server
@@ -162,6 +163,8 @@ def _run(config: Config, directory: Path, options: argparse.Namespace) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stopped.set)
         loop.add_signal_handler(signal.SIGHUP, changed.set)
+        executor = ThreadPoolExecutor(thread_name_prefix="look-up")
+        loop.set_default_executor(executor)
         allow_connections(config.limits.max_connections)
         server = Server(config, directory)
         await server.start()
@@ -179,6 +182,8 @@ def _run(config: Config, directory: Path, options: argparse.Namespace) -> int:
         for task in tasks:
             task.cancel()
         await server.stop()
+        executor.shutdown(wait=False, cancel_futures=True)
+        leave_busy_threads()
 
     try:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
