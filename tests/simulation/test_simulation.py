@@ -1,0 +1,56 @@
+"""Histories from a seed: after each, what was acknowledged is there, once, in order, and nothing leaks.
+
+MIDGE_SEED is the first seed (by default another each day), MIDGE_HISTORIES how many seeds are run.
+`python tests/simulation --seed N` repeats one of them and prints its events.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from simulation.history import History
+from simulation.mutants import MUTANTS
+
+HISTORIES = int(os.environ.get("MIDGE_HISTORIES", "2000"))
+# Another part of the seeds each day, the same on each run of a day.
+FIRST_SEED = int(os.environ.get("MIDGE_SEED", datetime.date.today().toordinal() * 100_000))
+# So many histories find every mutant; typically it takes less than 50.
+MUTANT_HISTORIES = 1500
+SLICES = 4
+
+
+@pytest.mark.timeout(60 + HISTORIES // 4)
+@pytest.mark.parametrize("part", range(SLICES))
+def test_every_history_keeps_the_invariants(part: int) -> None:
+    for seed in range(FIRST_SEED + part, FIRST_SEED + HISTORIES, SLICES):
+        try:
+            History(seed).run()
+        except Exception as error:  # whatever a history ends with is its result
+            raise AssertionError(f"seed {seed} (python tests/simulation --seed {seed}): {error}") from error
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_a_deliberate_bug_is_found(mutant: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant(monkeypatch.setattr)
+    for seed in range(MUTANT_HISTORIES):
+        try:
+            History(seed).run()
+        except Exception as error:  # noqa: BLE001  # a mutant may as well stumble over itself
+            print(f"found by seed {seed}: {type(error).__name__}: {error}")
+            monkeypatch.undo()
+            History(seed).run()
+            return
+    raise AssertionError(f"{MUTANT_HISTORIES} histories did not find it")
+
+
+def test_a_seed_gives_the_same_history_again() -> None:
+    traces: list[list[str]] = [[], []]
+    for trace in traces:
+        History(7, trace).run()
+    assert len(traces[0]) > 100
+    assert traces[0] == traces[1]
