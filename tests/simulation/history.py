@@ -278,7 +278,8 @@ class History:
         return True
 
     def _may_leave(self, peer: Peer) -> bool:
-        return not (self.is_shared_strict and peer is self.peers[0])
+        # A clean session of 3.1.1 takes with a crash what it was chosen for.
+        return not self.is_shared_strict or (peer is not self.peers[0] and peer.version == 5)
 
     def _subscribe(self, peer: Peer) -> None:
         rng = self.rng

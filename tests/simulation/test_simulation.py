@@ -1,12 +1,11 @@
 """Histories from a seed: after each, what was acknowledged is there, once, in order, and nothing leaks.
 
-MIDGE_SEED is the first seed (by default another each day), MIDGE_HISTORIES how many seeds are run.
+MIDGE_SEED is the first seed (0), MIDGE_HISTORIES how many seeds are run.
 `python tests/simulation --seed N` repeats one of them and prints its events.
 """
 
 from __future__ import annotations
 
-import datetime
 import os
 from collections.abc import Callable
 from typing import Any
@@ -17,8 +16,8 @@ from simulation.history import History
 from simulation.mutants import MUTANTS
 
 HISTORIES = int(os.environ.get("MIDGE_HISTORIES", "2000"))
-# Another part of the seeds each day, the same on each run of a day.
-FIRST_SEED = int(os.environ.get("MIDGE_SEED", datetime.date.today().toordinal() * 100_000))
+# Always the same here, so that a red run is about the change; `make nightly` takes others each night.
+FIRST_SEED = int(os.environ.get("MIDGE_SEED", "0"))
 # So many histories find every mutant; typically it takes less than 50.
 MUTANT_HISTORIES = 1500
 SLICES = 4
