@@ -61,20 +61,29 @@ class Session:
         )
 
 
+class PendingWill(NamedTuple):
+    """`due` None: its client is connected."""
+
+    will: Sent
+    delay_s: int
+    due: float | None
+
+
 class State:
     """All that could have to outlive a crash."""
 
     def __init__(self) -> None:
         self.sessions: dict[str, Session] = {}
         self.retained: dict[str, tuple[int, float | None]] = {}  # topic: number, when it expires
-        self.shared: dict[
-            str, dict[int, None]
-        ] = {}  # share filter: numbers that some member must acknowledge
+        # By share filter: numbers that some member must acknowledge.
+        self.shared: dict[str, dict[int, None]] = {}
+        self.wills: dict[tuple[str, int], PendingWill] = {}  # by session: name and incarnation
 
     def copy(self) -> State:
         again = State()
         again.sessions = {name: session.copy() for name, session in self.sessions.items()}
         again.retained = dict(self.retained)
+        again.wills = dict(self.wills)
         again.shared = {name: dict(numbers) for name, numbers in self.shared.items()}
         return again
 
@@ -88,6 +97,10 @@ class State:
             self.shared.setdefault(name, {})[values[0]] = None
         elif kind == "pay shared":
             self.shared.get(name, {}).pop(values[0], None)
+        elif kind == "will":
+            self.wills[name, values[0]] = values[1]
+        elif kind == "no will":
+            self.wills.pop((name, values[0]), None)
         elif kind == "end":
             self.sessions.pop(name, None)
         elif kind == "begin":
@@ -125,11 +138,6 @@ class Operation:
         self.is_promised = False
 
 
-class PendingWill(NamedTuple):
-    due: float
-    will: Sent
-
-
 class Model:
     """*on_qos0(client_id, number)* is called for each copy at QoS 0 that a connected client should get."""
 
@@ -139,10 +147,12 @@ class Model:
         self.kept = State()  # what the store has
         self.unkept: list[Operation] = []  # in no batch yet
         self.in_batch: list[Operation] = []  # in the batch that is being written
-        self.pending_wills: dict[str, PendingWill] = {}
         self.allowed: dict[tuple[str, int], set[Copy]] = {}  # (client, number): how it may come
         self.live: dict[str, list[int]] = {}  # by client: what it was to be sent when published, in order
         self.online: set[str] = set()
+        self.catching_up: set[str] = (
+            set()
+        )  # clients that may be sent later what was retained since they subscribed
         self._ever_shared: dict[str, list[int]] = {}  # by share filter: what has come by it
         self._incarnations = 0
         self._operation = Operation()
@@ -177,34 +187,46 @@ class Model:
                         state.apply(effect)
         for name, session in list(state.sessions.items()):
             if session.expiry_s == 0:
-                del state.sessions[name]
+                del state.sessions[name]  # its end, which another member of a group may hear of
         self.state, self.kept = state, state.copy()
         self.unkept, self.in_batch = [], []
+        self._allow_what_is_left()
         self.begin()
         for name, session in state.sessions.items():
             if session.ended_at is None:
                 self._do("set", name, session.expiry_s, now)
-        self.pending_wills.clear()
         self.online.clear()
+        for (name, incarnation), (will, delay_s, due) in state.wills.items():
+            session = state.sessions.get(name)
+            if session is None or session.incarnation != incarnation:
+                due = now  # the session has ended
+            elif due is None:
+                due = now + min(delay_s, session.expiry_s)
+            state.wills[name, incarnation] = PendingWill(will, delay_s, max(now, due))
 
     # -- sessions --
 
-    def connect(self, name: str, clean_start: bool, expiry_s: int, will: Sent | None, now: float) -> bool:
-        """A client is let in; session present. The operation of CONNACK is the last begun."""
+    def connect(
+        self, name: str, clean_start: bool, expiry_s: int, will: tuple[Sent, int] | None, now: float
+    ) -> bool:
+        """A client is let in, *will* with its delay; session present. CONNACK's operation is the last begun."""
         session = self.state.sessions.get(name)
         if session is not None and clean_start:
             self.begin()
-            self._publish_pending_will(name, now)
+            self._publish_will(name, session.incarnation, now)
         self.begin()
         if session is not None and clean_start:
             self._end(name, now)
-        self.pending_wills.pop(name, None)  # [MQTT-3.1.3-9]
         session = self.state.sessions.get(name)
         if session is None:
             self._incarnations += 1
             self._do("begin", name, self._incarnations, expiry_s)
         else:
             self._do("set", name, expiry_s, None)
+            self._do("no will", name, session.incarnation)  # [MQTT-3.1.3-9]
+        if will is not None:
+            incarnation = self.state.sessions[name].incarnation
+            self._do("will", name, incarnation, PendingWill(will[0], will[1], None))
         self.online.add(name)
         return session is not None
 
@@ -213,59 +235,73 @@ class Model:
         if expiry_s is not None:
             self._do("set", name, expiry_s, None)
 
-    def detach(self, name: str, will: tuple[Sent, int] | None, now: float) -> None:
-        """The connection of *name* has ended; *will* with its delay, if DISCONNECT has not taken it away."""
+    def detach(self, name: str, has_will: bool, now: float) -> None:
+        """The connection of *name* has ended; *has_will*: DISCONNECT has not taken it away."""
         self.begin()
         self.online.discard(name)
         session = self.state.sessions[name]
-        if will is not None:
-            delay_s = min(will[1], session.expiry_s)
-            if delay_s:
-                self.pending_wills[name] = PendingWill(now + delay_s, will[0])
-            else:
-                self.publish(will[0], now)
+        pending = self.state.wills.get((name, session.incarnation))
+        if pending is not None and not has_will:
+            self._do("no will", name, session.incarnation)
+        elif pending is not None:
+            due = now + min(pending.delay_s, session.expiry_s)
+            self._do("will", name, session.incarnation, pending._replace(due=due))
+            if due == now:
+                self._publish_will(name, session.incarnation, now)
         if session.expiry_s == 0:
             self._end(name, now)
         else:
             self._do("set", name, session.expiry_s, now)
 
     def _end(self, name: str, now: float) -> None:
-        self._publish_pending_will(name, now)
+        self._publish_will(name, self.state.sessions[name].incarnation, now)
         self._do("end", name)
-        for topic_filter, numbers in self._ever_shared.items():
-            # What the session had not been sent, or not acknowledged, goes to another member (5.0 §4.8.2).
-            for number in numbers:
-                self._allow_shared(topic_filter, self.messages[number])
+        self._allow_what_is_left()
+        for topic_filter in self._ever_shared:
             if not any(topic_filter in session.subscriptions for session in self.state.sessions.values()):
                 for number in list(self.state.shared.get(topic_filter, ())):
                     self._do("pay shared", topic_filter, number)  # nobody is left who could get it
 
-    def _publish_pending_will(self, name: str, now: float) -> None:
-        if name in self.pending_wills:
-            self.publish(self.pending_wills.pop(name).will, now)
+    def _allow_what_is_left(self) -> None:
+        """What a session had not been sent, or not acknowledged, goes to another member (5.0 §4.8.2)."""
+        for topic_filter, numbers in self._ever_shared.items():
+            for number in numbers:
+                self._allow_shared(topic_filter, self.messages[number])
+
+    def _publish_will(self, name: str, incarnation: int, now: float) -> None:
+        pending = self.state.wills.get((name, incarnation))
+        if pending is not None and pending.due is not None:
+            self._do("no will", name, incarnation)
+            self.publish(pending.will, now)
 
     def run_timers(self, now: float) -> None:
         """Wills whose delay is over, sessions that expire."""
-        due: list[tuple[float, int, str]] = [
-            (pending.due, 0, name) for name, pending in self.pending_wills.items() if pending.due <= now
+        due: list[tuple[float, int, str, int]] = [
+            (pending.due, 0, name, incarnation)
+            for (name, incarnation), pending in self.state.wills.items()
+            if pending.due is not None and pending.due <= now
         ]
         for name, session in self.state.sessions.items():
-            if (
-                session.ended_at is not None
-                and session.expiry_s != NEVER
-                and session.ended_at + session.expiry_s <= now
-            ):
-                due.append((session.ended_at + session.expiry_s, 1, name))
-        for _, is_end, name in sorted(due):
+            if session.ended_at is None or session.expiry_s == NEVER:
+                continue
+            if session.ended_at + session.expiry_s <= now:
+                due.append((session.ended_at + session.expiry_s, 1, name, session.incarnation))
+        for _, is_end, name, incarnation in sorted(due):
             self.begin()
             if is_end:
                 self._end(name, now)
             else:
-                self._publish_pending_will(name, now)
+                self._publish_will(name, incarnation, now)
 
     # -- subscriptions --
 
-    def subscribe(self, name: str, wanted: Filter, retain_handling: int, now: float) -> None:
+    def subscribe(
+        self, name: str, wanted: Filter, retain_handling: int, now: float, owes_retained: bool = True
+    ) -> None:
+        """*owes_retained* False: the client reads too slowly; what is retained comes later, and some of it not at
+        all if the client unsubscribes or goes away before."""
+        if not owes_retained:
+            self.catching_up.add(name)
         session = self.state.sessions[name]
         is_new = wanted.topic_filter not in session.subscriptions
         self._do("subscribe", name, wanted)
@@ -286,7 +322,11 @@ class Model:
                 self.state.apply(aside.effects[0])
                 continue
             message = self.messages[number]
-            self._give(name, number, Copy(min(wanted.qos, message.qos), True, identifiers, False))
+            copy = Copy(min(wanted.qos, message.qos), True, identifiers, False)
+            if owes_retained:
+                self._give(name, number, copy)
+            else:
+                self.allowed.setdefault((name, number), set()).add(copy)
 
     messages: dict[int, Sent]  # by number; set by whoever makes them
 
@@ -312,6 +352,11 @@ class Model:
                 identifiers = tuple(sorted(s.identifier for s in found if s.identifier))
                 qos = min(message.qos, max(s.qos for s in found))
                 self._give(name, message.number, Copy(qos, retain, identifiers, True))
+            if message.retain and name in self.catching_up:
+                for s in found:
+                    identifiers = (s.identifier,) if s.identifier else ()
+                    copy = Copy(min(message.qos, s.qos), True, identifiers, False)
+                    self.allowed.setdefault((name, message.number), set()).add(copy)
         self._publish_shared(message)
 
     def _publish_shared(self, message: Sent) -> None:

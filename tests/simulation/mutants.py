@@ -10,8 +10,7 @@ from typing import Any
 from midge.core.broker import Broker
 from midge.core.changes import Changes
 from midge.core.connection import Connection
-from midge.core.message import Message
-from midge.core.session import Session
+from midge.core.session import Delivery, Session
 
 Patch = Callable[[type, str, Any], None]  # pytest's monkeypatch.setattr
 
@@ -30,7 +29,7 @@ def send_in_the_midst_of_a_turn(patch: Patch) -> None:
     """What `data_to_send` did before the simulation was there."""
 
     def data_to_send(self: Connection) -> list[bytes]:
-        self._rests = False
+        self.rests = False
         return original(self)
 
     original = Connection.data_to_send
@@ -76,11 +75,13 @@ def route_duplicates_of_qos_2(patch: Patch) -> None:
     patch(Session, "receive", lambda self, packet_id: None)
 
 
-def never_delete_messages(patch: Patch) -> None:
-    def release(self: Changes, message: Message) -> None:
-        message.references -= 1
+def never_delete_what_was_acknowledged(patch: Patch) -> None:
+    def delivery_removed(self: Changes, session: Session, delivery: Delivery) -> None:
+        if delivery.batch == self.number:
+            original(self, session, delivery)
 
-    patch(Changes, "_release", release)
+    original = Changes.delivery_removed
+    patch(Changes, "delivery_removed", delivery_removed)
 
 
 def keep_what_was_unsubscribed(patch: Patch) -> None:
@@ -88,10 +89,7 @@ def keep_what_was_unsubscribed(patch: Patch) -> None:
 
 
 def keep_what_is_no_longer_retained(patch: Patch) -> None:
-    def retained_removed(self: Changes, removed: Message) -> None:
-        self._release(removed)
-
-    patch(Changes, "retained_removed", retained_removed)
+    patch(Changes, "retained_removed", lambda self, topic: None)
 
 
 def forget_the_expiry_timer(patch: Patch) -> None:
@@ -122,7 +120,7 @@ def publish_a_will_after_disconnect(patch: Patch) -> None:
 
 
 def lose_what_a_shared_subscriber_leaves(patch: Patch) -> None:
-    patch(Session, "shared_unsent", lambda self: [])
+    patch(Session, "take_shared", lambda self: iter(()))
 
 
 MUTANTS = [
@@ -133,7 +131,7 @@ MUTANTS = [
     resume_in_the_wrong_order,
     store_no_pubrec,
     route_duplicates_of_qos_2,
-    never_delete_messages,
+    never_delete_what_was_acknowledged,
     keep_what_was_unsubscribed,
     keep_what_is_no_longer_retained,
     forget_the_expiry_timer,

@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from dataclasses import fields
 from typing import Any
 
 from midge.core.broker import Broker
-from midge.core.changes import Batch, Snapshot
+from midge.core.changes import Batch
 from midge.core.limits import Limits
+from midge.core.restore import restore
 from midge.protocol import packets as p
 from midge.protocol.decoder import Decoder
 from midge.protocol.encoder import encode
+from midge.store.memory import MemoryStore
 from simulation import audit
 from simulation.model import NEVER, Filter, Model, Operation, Sent
 
@@ -26,28 +27,6 @@ class Violation(AssertionError):
 def require(holds: object, about: str) -> None:
     if not holds:
         raise Violation(about)
-
-
-class Store:
-    """Holds what the batches say that were written; a batch is kept whole or not at all."""
-
-    def __init__(self) -> None:
-        self.tables: dict[str, dict[Any, Any]] = {
-            each.name: {} for each in fields(Batch) if each.name != "number"
-        }
-
-    def write(self, batch: Batch) -> None:
-        for name, table in self.tables.items():
-            for key, row in getattr(batch, name).items():
-                if row is None:
-                    table.pop(key, None)
-                else:
-                    table[key] = row
-
-    def snapshot(self) -> Snapshot:
-        rows = {name: list(table.values()) for name, table in self.tables.items()}
-        rows["queue"].sort(key=lambda row: row[:2])
-        return Snapshot(**rows)
 
 
 class Link:
@@ -67,7 +46,7 @@ class Link:
         self.is_open_there = True  # the broker's end; cleared when the core has been told
         self.is_closing_there = False  # the broker has closed it, the core is not told yet
         self.is_held = False  # not read from
-        self.will: tuple[Sent, int] | None = None
+        self.has_will = False  # set by CONNECT, cleared by DISCONNECT
         self.session_present: bool | None = None
         self.session = 0  # which of the client's sessions this connection got
         self.operation: Operation | None = None  # of CONNECT
@@ -152,7 +131,7 @@ class World:
         self.rng = rng
         self.now = 1_000_000.0
         self.limits = limits
-        self.store = Store()
+        self.store = MemoryStore()
         self.model = Model(self._expect_qos0)
         self.model.messages = {}
         self.links: list[Link] = []
@@ -165,12 +144,12 @@ class World:
 
     def _start(self) -> None:
         self.broker = Broker(Limits(**self.limits), None, is_durable=True)
-        self.broker.restore(self.store.snapshot(), self.now)
+        restore(self.broker, self.store.load(), self.store.reader, self.now)
         self.waiting: list[Link] = []
         self.batch: Batch | None = None  # being written
         self._view: Any = None  # of the memory, when the batch was taken
         self.is_batch_kept = False
-        audit.references(self.broker)
+        audit.sizes(self.broker)
         self._end_turn()
 
     @property
@@ -213,6 +192,11 @@ class World:
         self._write_soon()
 
     def _write_soon(self) -> None:
+        changes = self.broker.changes
+        if self.batch is None and changes is not None and (changes.is_rested_on or self.rng.random() < 0.3):
+            self.take_batch()
+
+    def take_batch(self) -> None:
         if self.batch is None:
             self.batch = self.broker.take_batch()
             if self.batch is not None:
@@ -222,10 +206,10 @@ class World:
     def write_batch(self) -> None:
         """The batch being written is on the disk now; nobody has been told."""
         assert self.batch is not None
-        self.store.write(self.batch)
+        self._settled = self.store.write(self.batch)
         self.model.batch_kept()
         self.is_batch_kept = True
-        audit.compare(self._view, audit.store_view(self.store.tables), "the store after a batch", "memory")
+        audit.compare(self._view, audit.store_view(self.store), "the store after a batch", "memory")
 
     def tell_batch(self) -> None:
         """The event loop hears that the batch is kept."""
@@ -233,6 +217,8 @@ class World:
         self.broker.committed(self.batch.number)
         if self.rng.random() < 0.1:
             self.broker.committed(self.batch.number)
+        if self.rng.random() < 0.7:  # the tables are written later than the journal
+            self.broker.settled(self._settled)
         self.batch, self.is_batch_kept = None, False
         waiting, self.waiting = self.waiting, []
         self.rng.shuffle(waiting)
@@ -251,7 +237,7 @@ class World:
         link.connection.lost(self.now)
         if self.attached.get(link.name) is link:
             del self.attached[link.name]
-            self.model.detach(link.name, link.will, self.now)
+            self.model.detach(link.name, link.has_will, self.now)
         self.is_turn_due = True
 
     def pause(self, link: Link) -> None:
@@ -283,6 +269,7 @@ class World:
         self.model.crash(self.now)
         self._start()
         audit.restored(self.broker, self.model.state)
+        self.run_timers()
 
     def forget_closed_links(self) -> None:
         self.links = [link for link in self.links if link.is_open_here or link.is_open_there]
@@ -318,7 +305,8 @@ class World:
                 entry = Filter(
                     wanted.filter, wanted.qos, wanted.no_local, wanted.retain_as_published, identifiers[0]
                 )
-                model.subscribe(name, entry, wanted.retain_handling, self.now)
+                is_done = audit.has_all_retained(self.broker, link.connection)
+                model.subscribe(name, entry, wanted.retain_handling, self.now, owes_retained=is_done)
             link.unanswered.append((p.Suback, packet.packet_id, operation))
         elif kind is p.Unsubscribe:
             for topic_filter in packet.filters:
@@ -327,13 +315,13 @@ class World:
         elif kind is p.Disconnect:
             model.disconnect(name, (packet.properties or {}).get("session_expiry_interval"))
             if packet.reason_code != 4:
-                link.will = None
+                link.has_will = False
 
     def _connected(self, link: Link, packet: p.Connect, will: tuple[Sent, int] | None) -> None:
         name = link.name
         older = self.attached.get(name)
         if older is not None:
-            self.model.detach(name, older.will, self.now)
+            self.model.detach(name, older.has_will, self.now)
         if link.version == 5:
             expiry_s = packet.properties.get("session_expiry_interval", 0)
         else:
@@ -341,7 +329,7 @@ class World:
         link.session_present = self.model.connect(name, packet.clean_start, expiry_s, will, self.now)
         link.session = self.model.state.sessions[name].incarnation
         link.operation = self.model.unkept[-1]
-        link.will = will
+        link.has_will = will is not None
         self.attached[name] = link
 
     def _published(self, link: Link, packet: p.Publish, message: Sent, operation: Operation) -> None:

@@ -223,10 +223,11 @@ class Broker:
     def set_expiry(self, session: Session, expiry_s: int) -> None:
         """How long *session* outlives its connection, s; 0: not at all, NEVER_EXPIRES: for ever."""
         session.expiry_s = min(expiry_s, self.limits.max_session_expiry)
-        if session.expiry_s == 0 and not session.queue.stored:
+        if session.expiry_s == 0 and session.changes is None:
             session.keep_in(None)
         else:
-            # What waits for it may be only on disk: then it stays there, and ends with the connection.
+            # One that was kept stays so until it ends with its connection: what waits for it may be only on
+            # disk, and what it had by a shared subscription must not be gone before another member has it.
             session.keep_in(self.changes)
 
     def connection_lost(self, connection: Connection, now: float) -> None:

@@ -44,7 +44,7 @@ class MemoryStore:
             retained_count=len(retained),
             retained_bytes=sum(len(row[1]) + len(row[2]) for row in retained),
         )
-        keys = [0]
+        keys = [0, *(row[0] for row in retained)]
         for session_key, rows in kept.queue.items():
             if rows:
                 in_order = sorted(rows.items())
