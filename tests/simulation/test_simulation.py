@@ -18,8 +18,10 @@ from simulation.mutants import MUTANTS
 HISTORIES = int(os.environ.get("MIDGE_HISTORIES", "2000"))
 # Always the same here, so that a red run is about the change; `make nightly` takes others each night.
 FIRST_SEED = int(os.environ.get("MIDGE_SEED", "0"))
-# So many histories find every mutant; typically it takes less than 50.
+# So many histories find every mutant; most take less than 50.
 MUTANT_HISTORIES = 1500
+# Seeds near which two were found that take hundreds; a change of the simulation may move them.
+FOUND_NEAR = {"resume_in_the_wrong_order": 380, "lose_what_a_shared_subscriber_leaves": 425}
 SLICES = 4
 
 
@@ -36,7 +38,8 @@ def test_every_history_keeps_the_invariants(part: int) -> None:
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_a_deliberate_bug_is_found(mutant: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch) -> None:
     mutant(monkeypatch.setattr)
-    for seed in range(MUTANT_HISTORIES):
+    first = FOUND_NEAR.get(mutant.__name__, 0)
+    for seed in (*range(first, first + 50), *range(MUTANT_HISTORIES)):
         try:
             History(seed).run()
         except Exception as error:  # noqa: BLE001  # a mutant may as well stumble over itself
