@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from midge.protocol.packets import Connect
 from midge.protocol.reasons import ReasonCode
@@ -18,7 +18,7 @@ class Identity:
 
     username: str | None = None
     expires_at: float | None = None  # s since the epoch; then the client is disconnected
-    basis: object = None  # whatever who answers wants to remember with it
+    basis: Any = None  # whatever who answers wants to remember with it
 
 
 ANYBODY = Identity()

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from midge.core.routing import Route
 
-# Topic names whose route is remembered. A route is about 500 bytes; a publisher that invents a new
-# topic name for each message must not fill the memory with routes that nobody asks for again.
-_ROUTES_MAX = 50_000
+# Topic names whose route is remembered. Most share the route of their only subscription, which leaves about 150
+# bytes each; a publisher that invents a new topic name for each message must not fill the memory all the same.
+_ROUTES_MAX = 100_000
 
 # Levels of remembered topic names that are looked at for one filter with a wildcard. Past it, forgetting all of
 # them and working those out again that are asked for is cheaper than the search; it also bounds a turn.
@@ -35,25 +35,32 @@ class Routes:
     def __init__(self) -> None:
         self.by_topic: dict[str, Route] = {}  # to be read only: that is what each message does
         self._root = _Level()
-        self._added = 0  # topic names since `clear`, those that were forgotten too: their levels are still there
+        self._added: list[str] = []  # topic names that aren't in the tree yet: it is there for `forget` alone
+        self._count = 0  # topic names since `clear`, those that were forgotten too: their levels are still there
 
     def add(self, topic: str, route: Route) -> None:
-        if self._added >= _ROUTES_MAX:
+        if self._count >= _ROUTES_MAX:
             self.clear()
-        self._added += 1
+        self._count += 1
         self.by_topic[topic] = route
-        level = self._root
-        for name in topic.split("/"):
-            following = level.following.get(name)
-            if following is None:
-                following = level.following[name] = _Level()
-            level = following
-        level.topic = topic
+        self._added.append(topic)
 
     def clear(self) -> None:
         self.by_topic.clear()
         self._root = _Level()
-        self._added = 0
+        self._added.clear()
+        self._count = 0
+
+    def _grow(self) -> None:
+        for topic in self._added:
+            level = self._root
+            for name in topic.split("/"):
+                following = level.following.get(name)
+                if following is None:
+                    following = level.following[name] = _Level()
+                level = following
+            level.topic = topic
+        self._added.clear()
 
     def forget(self, topic_filter: str) -> None:
         """The routes of the topic names that match *topic_filter* (without $share) are no longer true."""
@@ -62,6 +69,10 @@ class Routes:
             return
         if not self.by_topic:
             return
+        if len(self._added) > _LOOKED_AT_MAX:
+            self.clear()
+            return
+        self._grow()
         left = _LOOKED_AT_MAX
         levels = [self._root]
         for name in topic_filter.split("/"):

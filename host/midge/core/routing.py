@@ -59,7 +59,7 @@ class Target:
     this target, a smaller one, or None (no local, [MQTT-3.8.3-3]).
     """
 
-    __slots__ = ("_is_all_own", "_own", "identifiers", "qos", "retain_as_published", "session")
+    __slots__ = ("_is_all_own", "_own", "_sole_route", "identifiers", "qos", "retain_as_published", "session")
 
     def __init__(self, subscriptions: list[Subscription]) -> None:
         self.session = subscriptions[0].session
@@ -67,12 +67,20 @@ class Target:
         self.retain_as_published = any(s.retain_as_published for s in subscriptions)
         self.identifiers = tuple(s.identifier for s in subscriptions if s.identifier)
         not_local = [s for s in subscriptions if not s.no_local]
+        self._sole_route: Route | None = None
         self._is_all_own = len(not_local) == len(subscriptions)
         self._own = None if self._is_all_own or not not_local else Target(not_local)
 
     @property
     def own(self) -> Target | None:
         return self if self._is_all_own else self._own
+
+    def sole_route(self) -> Route:
+        """The route of a topic name that nobody else gets: one for all of them."""
+        route = self._sole_route
+        if route is None or bool(route.bridges) is not self.session.is_bridge:
+            route = self._sole_route = Route([self], [])
+        return route
 
 
 class SharedGroup:
@@ -119,6 +127,9 @@ class Route:
         self.targets = targets
         self.groups = groups
         self.bridges = [target.session for target in targets if target.session.is_bridge]
+
+
+_NOBODY = Route([], [])
 
 
 class _Node:
@@ -225,19 +236,21 @@ class Routing:
         nodes = [node for node in self._matches(topic) if node.subscriptions or node.groups]
         groups = [group for node in nodes for group in node.groups.values()]
         if len(nodes) == 1:
-            return Route([
+            targets = [
                 subscription.target
                 for session, subscription in nodes[0].subscriptions.items()
                 if session.permissions is None or session.permissions.may_read(topic)
-            ], groups)  # fmt: skip
-        by_session: dict[Session, list[Subscription]] = {}
-        for node in nodes:
-            for session, subscription in node.subscriptions.items():
-                if session.permissions is None or session.permissions.may_read(topic):
-                    by_session.setdefault(session, []).append(subscription)
-        return Route([
-            found[0].target if len(found) == 1 else Target(found) for found in by_session.values()
-        ], groups)  # fmt: skip
+            ]
+        else:
+            by_session: dict[Session, list[Subscription]] = {}
+            for node in nodes:
+                for session, subscription in node.subscriptions.items():
+                    if session.permissions is None or session.permissions.may_read(topic):
+                        by_session.setdefault(session, []).append(subscription)
+            targets = [found[0].target if len(found) == 1 else Target(found) for found in by_session.values()]
+        if groups or len(targets) > 1:
+            return Route(targets, groups)
+        return targets[0].sole_route() if targets else _NOBODY
 
     def _matches(self, topic: str) -> list[_Node]:
         """The nodes of the filters that match."""

@@ -20,11 +20,13 @@ from midge.protocol.wire import VARIABLE_INTEGER_MAX, decode_string
 PACKET_SIZE_MAX = 5 + VARIABLE_INTEGER_MAX
 
 # Topic names that need not be checked again, shared by all connections: what was a topic name once is one
-# always, and a topic keeps one str object, whose hash is computed once. Bounded to about 6 MB, so that a
-# client that invents topics costs time, its own mostly, but no memory.
-_TOPICS_MAX = 10_000
+# always, and a topic keeps one str object, whose hash is computed once. Bounded to about 25 MB by what all names
+# together have, enough for a fleet of 100,000 topics, so that a client that invents topics costs time, its own
+# mostly, but no memory.
+_TOPICS_BYTES_MAX = 4_000_000
 _TOPIC_CACHED_BYTES_MAX = 256
 _topics: dict[bytes, str] = {}
+_topics_bytes = [0]
 
 # What a decoder has pending while it has nothing: never changed, shared by all.
 _NOTHING = bytearray()
@@ -280,8 +282,10 @@ class Decoder:
         topic = decode_string(name)
         check_topic_name(topic)
         if len(name) <= _TOPIC_CACHED_BYTES_MAX:
-            if len(_topics) >= _TOPICS_MAX:
+            _topics_bytes[0] += len(name)
+            if _topics_bytes[0] > _TOPICS_BYTES_MAX:
                 _topics.clear()
+                _topics_bytes[0] = len(name)
             _topics[name] = topic
         return topic
 

@@ -241,11 +241,45 @@ def test_the_cache_of_topics_is_bounded() -> None:
     from midge.protocol import decoder
 
     receiver = Decoder("server", 4)
-    for number in range(decoder._TOPICS_MAX + 100):
-        receiver.receive_data(publish(topic=f"t/{number}"))
+    filler = "x" * (decoder._TOPIC_CACHED_BYTES_MAX - 20)
+    for number in range(decoder._TOPICS_BYTES_MAX // len(filler) + 100):
+        receiver.receive_data(publish(topic=f"t/{number}/{filler}"))
     receiver.receive_data(publish(topic="long" * 1000))
-    assert len(decoder._topics) <= decoder._TOPICS_MAX
+    assert 0 < sum(map(len, decoder._topics)) <= decoder._TOPICS_BYTES_MAX
     assert max(map(len, decoder._topics)) <= decoder._TOPIC_CACHED_BYTES_MAX
+
+
+def test_a_sole_plain_publish_is_told_from_everything_else() -> None:
+    whole = publish(topic="sole/t", payload=b"x")
+    for version, packet in ((4, whole), (5, publish(topic="sole/t", payload=b"\0x"))):  # 5.0: no properties
+        receiver = Decoder("server", version)
+        assert receiver.sole_publish(packet) in ("", "sole/t")
+        receiver.receive_data(packet)  # from here on the topic name is known
+        assert receiver.sole_publish(packet) == "sole/t"
+        for other in (
+            packet + b"\xc0\0",  # something follows
+            packet[:-1],  # not complete
+            b"\x31" + packet[1:],  # retain
+            packet[:3] + b"\xff" + packet[4:],  # a topic name longer than the packet
+            packet.replace(b"sole/t", b"never!"),
+            b"",
+            b"0",
+        ):
+            assert receiver.sole_publish(other) == ""
+        receiver.receive_data(b"\x30")  # the beginning of another packet
+        assert receiver.sole_publish(packet) == ""
+    assert Decoder("server", 5).sole_publish(publish(topic="sole/t", payload=b"\x05xxxxx")) == ""  # properties
+    assert Decoder("server", 5).sole_publish(publish(topic="sole/t")) == ""  # their length is missing
+    assert Decoder("server", 4, max_packet_size=5).sole_publish(whole) == ""
+
+
+def test_a_sole_puback_is_told_from_everything_else() -> None:
+    receiver = Decoder("server", 4)
+    assert receiver.sole_puback(b"\x40\x02\x01\x02") == 0x102
+    for other in (b"\x40\x02\0\0", b"\x40\x03\0\1\0", b"\x40\x02\0", b"\x50\x02\0\1", b"\x40\x03\0\1", b""):
+        assert receiver.sole_puback(other) == 0
+    receiver.receive_data(b"\x30")
+    assert receiver.sole_puback(b"\x40\x02\0\1") == 0
 
 
 # -- what the store keeps --

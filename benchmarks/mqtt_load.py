@@ -1,0 +1,379 @@
+"""MQTT clients that load a broker and check what comes back: the other end of `host_broker.py`.
+
+One thread of Python is both ends of every message. It is fast enough because, wherever it can, it decides nothing per
+message: payloads are numbered 0 to 65,534 over and over, and so are brokers' packet identifiers, so that what has to
+come back is known in advance and compared in whole chunks. Where that isn't possible (many topics for one subscriber,
+large payloads), and where something else came than what had to, packets are looked at one by one. Each message that is
+lost, doubled or out of order is counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import select
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from midge.protocol import packets as p
+from midge.protocol.encoder import encode
+
+HOST = "127.0.0.1"
+SMALL_BYTES = 64
+CYCLE = 65_535  # packets until payloads and packet identifiers repeat
+RECEIVE_BYTES = 1 << 18
+IDLE_S = 3.0  # nothing moved for so long: what is missing is lost
+# How far the slowest subscriber may fall behind at QoS 1 and 2: half of what either broker queues by default, so
+# that a slow reader here isn't counted as a loss there.
+BEHIND_MAX = 500
+
+# What answers what, by first byte: PUBLISH QoS 1, PUBLISH QoS 2, PUBREC, PUBREL.
+ANSWER = {0x32: 0x40, 0x34: 0x50, 0x50: 0x62, 0x62: 0x70}
+
+
+def topic_name(number: int) -> str:
+    return f"bench/kitchen{number:03}/temperature"  # of one length
+
+
+def payload(number: int, size: int) -> bytes:
+    return b"%08d" % number + _filler(size)
+
+
+def _filler(size: int) -> bytes:
+    return (bytes(range(SMALL_BYTES - 8)) * (size // (SMALL_BYTES - 8) + 1))[: size - 8]
+
+
+# -- what is sent, and what must come back --
+
+
+class Stream:
+    """Packets of one kind, endlessly, and how far we are."""
+
+    def __init__(self, cycle: bytes) -> None:
+        self.cycle = cycle
+        self.size = len(cycle) // CYCLE
+        # So that a slice doesn't have to wrap: what one chunk can hold stands there again.
+        self._bytes = cycle + cycle[: RECEIVE_BYTES * 2]
+        self._at = 0
+
+    def peek(self, count: int) -> bytes:
+        return self._bytes[self._at : self._at + count * self.size]
+
+    def take(self, count: int) -> bytes:
+        data = self.peek(count)
+        self._at = (self._at + len(data)) % len(self.cycle)
+        return data
+
+    def copy(self) -> Stream:
+        other = copy.copy(self)
+        other._at = 0
+        return other
+
+
+class Messages:
+    """The PUBLISH packets of one topic, made when they are taken: for many topics, and for large payloads."""
+
+    def __init__(self, topic: str, qos: int, size: int) -> None:
+        packet = encode(p.Publish(topic, payload(0, size), qos, packet_id=1 if qos else 0), 4)
+        self._head = packet[: len(packet) - size - (2 if qos else 0)]
+        self._tail = packet[len(packet) - size + 8 :]
+        self._qos = qos
+        self._number = 0
+
+    def take(self, count: int) -> bytes:
+        parts = []
+        for number in range(self._number, self._number + count):
+            number %= CYCLE
+            parts.append(self._head)
+            if self._qos:
+                parts.append((number + 1).to_bytes(2, "big"))
+            parts.append(b"%08d" % number)
+            parts.append(self._tail)
+        self._number += count
+        return b"".join(parts)
+
+
+def _publishes(qos: int) -> Stream:
+    return Stream(b"".join(
+        encode(p.Publish(topic_name(0), payload(number, SMALL_BYTES), qos, packet_id=number + 1 if qos else 0), 4)
+        for number in range(CYCLE)
+    ))  # fmt: skip
+
+
+def _acknowledgements(first: int) -> Stream:
+    return Stream(b"".join(bytes((first, 2, n >> 8, n & 0xFF)) for n in range(1, CYCLE + 1)))
+
+
+_streams: dict[tuple[int, int], Stream] = {}
+
+
+def stream(first: int, topic: int = 0) -> Stream:
+    """The packets with that first byte, from the first one on; PUBLISH to the topic of that number."""
+    if first >> 4 != 3:
+        topic = 0
+    if (first, topic) not in _streams:
+        if topic:
+            made = Stream(stream(first).cycle.replace(topic_name(0).encode(), topic_name(topic).encode()))
+        else:
+            made = _publishes(first >> 1 & 3) if first >> 4 == 3 else _acknowledgements(first)
+        _streams[first, topic] = made
+    return _streams[first, topic].copy()
+
+
+@dataclass
+class Faults:
+    lost: int = 0
+    doubled: int = 0
+    disordered: int = 0
+
+    def add(self, other: Faults) -> None:
+        self.lost += other.lost
+        self.doubled += other.doubled
+        self.disordered += other.disordered
+
+    def __bool__(self) -> bool:
+        return bool(self.lost or self.doubled or self.disordered)
+
+
+@dataclass
+class Tracker:
+    """What came of one topic."""
+
+    received: int = 0
+    next_number: int = 0
+    missing: set[int] = field(default_factory=set)
+
+    def is_new(self, number: int, faults: Faults) -> bool:
+        ahead = (number - self.next_number) % CYCLE
+        if ahead < CYCLE // 2:
+            self.missing.update((self.next_number + i) % CYCLE for i in range(ahead))
+            self.next_number = (number + 1) % CYCLE
+            return True
+        if number in self.missing:
+            self.missing.discard(number)
+            faults.disordered += 1
+            return True
+        faults.doubled += 1
+        return False
+
+
+# -- clients --
+
+
+class Client:
+    """One connection: compares what comes with what must come, and answers it.
+
+    *expects* are the first bytes of what must come, PUBLISH of small messages on that one topic among them; if it is
+    empty, packets are looked at one by one.
+    """
+
+    def __init__(
+        self, port: int, client_id: str, expects: tuple[int, ...] = (), clean: bool = True, topic: int = 0
+    ) -> None:
+        self._port = port
+        self._client_id = client_id
+        self._topic = topic
+        self.received = dict.fromkeys(expects, 0)  # packets by first byte
+        self.trackers: dict[bytes, Tracker] = {}  # by topic name, of messages that were looked at
+        self.faults = Faults()
+        self._expected = {first: stream(first, topic) for first in expects}
+        self._answers = {first: stream(ANSWER[first]) for first in expects if first in ANSWER}
+        self._is_predictable = bool(expects)  # cleared by the first packet that is another than the next one
+        self._rest = b""
+        self._unsent = b""
+        self.socket = socket.create_connection((HOST, port), 10)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.send(encode(p.Connect(client_id, clean, 600, 4), 4))
+        self.session_present = bool(self._read_exactly(4)[2])
+
+    def _read_exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            chunk = self.socket.recv(size - len(data))
+            if not chunk:
+                raise ConnectionError("the broker closed the connection")
+            data += chunk
+        return data
+
+    def subscribe(self, qos: int, *filters: str) -> None:
+        wanted = [p.Subscription(one, qos) for one in filters or (topic_name(self._topic),)]
+        self.send(encode(p.Subscribe(1, wanted), 4))
+        size = 4 + len(wanted) + (len(wanted) + 2 > 127)
+        assert set(self._read_exactly(size)[size - len(wanted) :]) == {qos}
+
+    def close(self) -> None:
+        self.socket.setblocking(True)
+        with contextlib.suppress(OSError):
+            self.socket.sendall(b"\xe0\x00")
+        self.socket.close()
+
+    def end_session(self) -> None:
+        """Close, and let nothing of a session that was kept stay behind."""
+        self.close()
+        Client(self._port, self._client_id).close()
+
+    def send(self, data: bytes) -> None:
+        """What the kernel doesn't take now leaves with the next call, or with `flush`."""
+        self._unsent += data
+        self.flush()
+
+    def flush(self) -> None:
+        if self._unsent:
+            with contextlib.suppress(BlockingIOError):
+                self._unsent = self._unsent[self.socket.send(self._unsent) :]
+
+    @property
+    def has_unsent(self) -> bool:
+        return bool(self._unsent)
+
+    def receive(self) -> None:
+        try:
+            data = self.socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        if not data:
+            raise ConnectionError("the broker closed the connection")
+        if self._rest:
+            data = self._rest + data
+        at, answers = self._compare(data) if self._is_predictable else (0, [])
+        if not self._is_predictable:
+            at = self._parse(data, at, answers)
+        self._rest = data[at:]
+        if answers:
+            self.send(b"".join(answers))
+
+    def _compare(self, data: bytes) -> tuple[int, list[bytes]]:
+        """Take what is as expected, in pieces as large as possible; how far that was, and the answers."""
+        at = 0
+        answers = []
+        while at < len(data):
+            first = data[at]
+            expected = self._expected.get(first)
+            count = (len(data) - at) // expected.size if expected else 0
+            if expected is None:
+                self._stop_comparing()
+                break
+            if not count:
+                break
+            if data[at : at + count * expected.size] != expected.peek(count):
+                count = 0  # another kind of packet follows in between, mostly: one by one up to there
+                if not data.startswith(expected.peek(1), at):
+                    self._stop_comparing()
+                    break
+                while data.startswith(expected.peek(1), at + count * expected.size):
+                    expected.take(1)
+                    count += 1
+            else:
+                expected.take(count)
+            at += count * expected.size
+            self.received[first] += count
+            if first in self._answers:
+                answers.append(self._answers[first].take(count))
+        return at, answers
+
+    def _stop_comparing(self) -> None:
+        self._is_predictable = False
+        count = self.delivered
+        self.trackers[topic_name(self._topic).encode()] = Tracker(count, count % CYCLE)
+
+    def _parse(self, data: bytes, at: int, answers: list[bytes]) -> int:
+        """The same packet by packet."""
+        end, received, trackers = len(data), self.received, self.trackers
+        while at + 2 <= end:
+            first = data[at] & 0xF7  # without DUP
+            length, body = data[at + 1], at + 2
+            if length > 0x7F:
+                if body == end:
+                    break
+                length, body = length & 0x7F | data[body] << 7, body + 1
+            following = body + length
+            if following > end:
+                break
+            at = following
+            if first >> 4 != 3:
+                if first in ANSWER:
+                    answers.append(bytes((ANSWER[first], 2)) + data[body : body + 2])
+                received[first] = received.get(first, 0) + 1
+                continue
+            payload_at = body + 2 + (data[body] << 8 | data[body + 1])
+            topic = data[body + 2 : payload_at]
+            if first != 0x30:
+                answers.append(bytes((ANSWER[first], 2)) + data[payload_at : payload_at + 2])
+                payload_at += 2
+            tracker = trackers.get(topic)
+            if tracker is None:
+                tracker = trackers[topic] = Tracker()
+            if tracker.is_new(int(data[payload_at : payload_at + 8]), self.faults):
+                tracker.received += 1
+                received[first] = received.get(first, 0) + 1
+        return at
+
+    @property
+    def delivered(self) -> int:
+        """Messages received."""
+        return sum([count for first, count in self.received.items() if first >> 4 == 3])
+
+    def delivered_of(self, topic: bytes) -> int:
+        """Messages received of one topic, where there are several."""
+        if self._is_predictable:
+            return self.delivered
+        tracker = self.trackers.get(topic)
+        return 0 if tracker is None else tracker.received
+
+
+class Publisher(Client):
+    """Sends as many messages as its window lets it."""
+
+    def __init__(
+        self, port: int, qos: int, window: int, topic: int = 0, size: int = 0, behind_max: int = BEHIND_MAX
+    ) -> None:
+        """*size*, bytes: messages are made one by one; else small ones are taken from what was made before."""
+        acknowledgements = {0: (), 1: (0x40,), 2: (0x50, 0x70)}[qos]
+        super().__init__(port, f"publisher-{topic}", acknowledgements)
+        self.qos = qos
+        self.topic = topic_name(topic).encode()
+        self.sent = 0
+        self._window = window
+        self._behind_max = behind_max
+        self._messages: Stream | Messages
+        if size:
+            self._messages = Messages(topic_name(topic), qos, size)
+        else:
+            self._messages = stream(0x30 | qos << 1, topic)
+
+    @property
+    def acknowledged(self) -> int:
+        return self.received[0x70 if self.qos == 2 else 0x40]
+
+    def publish(self, delivered: int, limit: int | None = None) -> None:
+        """*delivered*: what the slowest subscriber has. At QoS 0 that is what the window counts."""
+        if self.has_unsent:
+            return
+        room = self._window - (self.sent - (self.acknowledged if self.qos else delivered))
+        if self.qos:
+            room = min(room, self._behind_max - (self.sent - delivered))
+        if limit is not None:
+            room = min(room, limit - self.sent)
+        if room > 0:
+            self.sent += room
+            self.send(self._messages.take(room))
+
+
+def serve(clients: list[Client], after_each: Callable[[], bool]) -> None:
+    """Let the clients receive and answer until *after_each* says True, or nothing moves any more."""
+    poller = select.epoll()
+    by_fd = {client.socket.fileno(): client for client in clients}
+    for client in clients:
+        client.socket.setblocking(False)
+        poller.register(client.socket, select.EPOLLIN)
+    with poller:
+        while not after_each():
+            unsent = [client for client in clients if client._unsent]
+            ready = poller.poll(0.001 if unsent else IDLE_S)
+            if not ready and not unsent:
+                return
+            for fd, _ in ready:
+                by_fd[fd].receive()
+            for client in unsent:
+                client.flush()
