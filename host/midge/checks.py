@@ -9,6 +9,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from midge.admitting import RulesLoader, asks
+from midge.bridge.dial import tls_context
 from midge.config import Config, ConfigError
 from midge.listening import certificates_of
 from midge.store.schema import VERSION as SCHEMA_VERSION
@@ -48,7 +49,7 @@ def check(config: Config, directory: Path) -> None:
     """Everything that `midge broker` would look at before it listens, except that the store is not opened:
     a broker may be running on it. ConfigError: all that is wrong, a line each."""
     problems: list[str] = []
-    for look in (check_access, _check_rules, _check_certificates):
+    for look in (check_access, _check_rules, _check_certificates, _check_bridges):
         try:
             look(config)
         except ConfigError as error:
@@ -71,6 +72,11 @@ def _check_rules(config: Config) -> None:
 def _check_certificates(config: Config) -> None:
     for listener in config.listener:
         certificates_of(config, listener)
+
+
+def _check_bridges(config: Config) -> None:
+    for bridge in config.bridge:
+        tls_context(bridge, config.path)
 
 
 def store_problem(path: Path) -> str:

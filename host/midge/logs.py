@@ -19,13 +19,18 @@ Format = Literal["text", "json"]
 _encode = json.JSONEncoder(default=str).encode  # json.dumps would make an encoder for each line
 
 
+style: Format = "text"  # set by `set_up`
+
+
 def about(client: str | None, address: str, **fields: object) -> dict[str, object]:
     """For `extra=`: whom a line is about, and what more a program may want to know of it (JSON only)."""
     return {"about": {"client": client, "address": address, **fields}}
 
 
-def set_up(level: str, style: Format) -> None:
+def set_up(level: str, chosen: Format) -> None:
     """All that is logged goes to standard error from now on. May be called again, after a reload."""
+    global style
+    style = chosen
     # What no line shows needn't be found out for each (logging's documented switches, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None

@@ -28,9 +28,10 @@ BridgeStates = Callable[[], Iterable[tuple[str, bool]]]
 class BrokerCollector(Collector):
     """What the metrics say at the moment of each scrape: nothing is counted twice, nothing between scrapes."""
 
-    def __init__(self, broker: Broker, bridges: BridgeStates) -> None:
+    def __init__(self, broker: Broker, bridges: BridgeStates, problem: Callable[[], str]) -> None:
         self._broker = broker
         self._bridges = bridges
+        self._problem = problem
 
     def describe(self) -> list[Family]:
         return []  # else registering would collect once
@@ -47,6 +48,9 @@ class BrokerCollector(Collector):
                 family = families[metric.name] = kind(_PREFIX + metric.name, metric.help, labels=labels)
             family.add_metric([metric.label[1]] if metric.label else [], number)
         yield from families.values()
+        ready = GaugeMetricFamily(_PREFIX + "ready", "1 if /readyz says so, else 0.")
+        ready.add_metric([], int(not self._problem()))
+        yield ready
         up = GaugeMetricFamily(_PREFIX + "bridge_up", "Whether a bridge is connected.", labels=["bridge"])
         for name, is_connected in self._bridges():
             up.add_metric([name], int(is_connected))
@@ -65,7 +69,7 @@ class Monitoring:
         """*problem*: why the broker can't do its work at the moment, "" if it can."""
         self._problem = problem
         self._registry = CollectorRegistry()
-        self._registry.register(BrokerCollector(broker, bridges))
+        self._registry.register(BrokerCollector(broker, bridges, problem))
         ProcessCollector(registry=self._registry)
         app = web.Application()
         app.router.add_get("/metrics", self._metrics)

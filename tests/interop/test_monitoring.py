@@ -85,6 +85,7 @@ def test_it_is_not_ready_while_the_store_does_not_write(start, tmp_path: Path, e
 
     eventually(lambda: after_a_publish()[0] == 503)
     assert "store" in get(broker, "/readyz")[2]
+    assert samples(broker)["midge_ready",] == 0
     assert get(broker, "/healthz")[0] == 200
     resource.prlimit(broker.pid, resource.RLIMIT_FSIZE, limits)
     eventually(lambda: after_a_publish() == (200, "ok\n"))
@@ -99,6 +100,7 @@ def test_prometheus_reads_what_was_sent(start) -> None:
     paho.mqtt.publish.multiple(messages, "127.0.0.1", broker.port, client_id="publisher")
     after = samples(broker)
     grown = {key: after[key] - before[key] for key in after}
+    assert after["midge_ready",] == 1
     assert grown["midge_received_messages_total",] == 2
     assert grown["midge_received_payload_bytes_total",] == 8
     assert grown["midge_accepted_connections_total",] == 1

@@ -1,5 +1,6 @@
 """SIGTERM, Ctrl-C and what keeps the broker from starting: what clients are told, the exit code, the time it takes."""
 
+import json
 import os
 import re
 import resource
@@ -241,6 +242,14 @@ def test_what_is_not_a_store_is_left_alone(tmp_path: Path) -> None:
     code, errors = run("--data", tmp_path)
     assert code == 1 and f"{tmp_path}/midge.db is not a store of midge: move it away" in errors
     assert (tmp_path / "midge.db").read_text() == "a diary\n" * 100
+
+
+def test_programs_are_told_in_json(tmp_path: Path) -> None:
+    (tmp_path / "midge.toml").write_text("[limits]\na = 1\n")
+    for options, code in ((("--config", tmp_path / "midge.toml"), 2), (("--data", "/dev/null"), 1)):
+        found, errors = run("--log-format", "json", *options)
+        (line,) = [json.loads(line) for line in errors.splitlines()]
+        assert (found, line["level"]) == (code, "error") and line["message"]
 
 
 def test_a_configuration_that_is_wrong_is_exit_code_2(tmp_path: Path) -> None:

@@ -57,14 +57,17 @@ def test_a_good_one_is_0_and_leaves_nothing(config: Path, tmp_path: Path, capsys
 def test_all_that_is_wrong_with_files_is_told(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "passwd").unlink()
     (tmp_path / "server.key").write_text("nonsense")
+    bridge = '[[bridge]]\nname = "x"\naddress = "mqtts://x"\ncafile = "authority.pem"\ntopics = [{ filter = "#" }]\n'
+    config.write_text(config.read_text() + bridge)
     (tmp_path / "midge.db").write_text("a diary")
     code, said = check(config, tmp_path, capsys)
     assert code == 2
     lines = said.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert f"{tmp_path}/passwd: No such file or directory" in lines[0]
     assert f"{tmp_path}/server.pem: not a certificate and its key" in lines[1]
-    assert f"{tmp_path}/midge.db is not a store of midge" in lines[2]
+    assert lines[2] == f"{tmp_path}/authority.pem: No such file or directory"
+    assert f"{tmp_path}/midge.db is not a store of midge" in lines[3]
 
 
 def test_a_rule_that_is_wrong_has_its_line(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,28 +92,30 @@ class Dialler:
         self._cable(address.host, protocol)
 
     def _tls_context(self) -> ssl.SSLContext:
-        """TLS 1.2 and 1.3. OSError: a file can't be used."""
         if self._context is None:
-            section = self._section
-            cafile = self._file(section.cafile)
-            certfile, keyfile = self._file(section.certfile), self._file(section.keyfile)
-            try:
-                context = ssl.create_default_context(cafile=cafile)
-                context.minimum_version = ssl.TLSVersion.TLSv1_2
-                context.check_hostname = section.check_hostname
-                if certfile is not None:
-                    context.load_cert_chain(certfile, keyfile, password=lambda: b"")
-            except ssl.SSLError as error:
-                raise OSError(None, f"not usable for TLS: {error.reason or error}", section.cafile) from None
-            self._context = context
+            self._context = tls_context(self._section, self._path)
         return self._context
 
-    def _file(self, name: str | None) -> Path | None:
+
+def tls_context(section: Section, path: Callable[[str], Path]) -> ssl.SSLContext:
+    """TLS 1.2 and 1.3, with the bridge's files. OSError: one can't be used."""
+
+    def file(name: str | None) -> Path | None:
         if name is None:
             return None
-        path = self._path(name)
-        path.open("rb").close()  # its error names the file, OpenSSL's doesn't
-        return path
+        path(name).open("rb").close()  # its error names the file, OpenSSL's doesn't
+        return path(name)
+
+    cafile, certfile, keyfile = file(section.cafile), file(section.certfile), file(section.keyfile)
+    try:
+        context = ssl.create_default_context(cafile=cafile)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.check_hostname = section.check_hostname
+        if certfile is not None:
+            context.load_cert_chain(certfile, keyfile, password=lambda: b"")
+    except ssl.SSLError as error:
+        raise OSError(None, f"not usable for TLS: {error.reason or error}", section.cafile) from None
+    return context
 
 
 async def _hosts(host: str) -> list[str]:

@@ -68,6 +68,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _tell(error: Exception) -> None:
+    """Why it can't run: for people as any command says it, for programs as a line of the log."""
+    for line in str(error).splitlines():
+        if logs.style == "json":
+            log.error("%s", line)
+        else:
+            print(f"midge broker: {line}", file=sys.stderr)
+
+
 def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65_535:
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed: 0 to 65535")
@@ -93,8 +102,7 @@ def run(argv: list[str]) -> int:
             return 0
         return _run(config, directory, options)
     except ConfigError as error:
-        for line in str(error).splitlines():
-            print(f"midge broker: {line}", file=sys.stderr)
+        _tell(error)
         return 2
 
 
@@ -189,6 +197,6 @@ def _run(config: Config, directory: Path, options: argparse.Namespace) -> int:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(main())
     except (StoreError, OSError) as error:
-        print(f"midge broker: {error}", file=sys.stderr)
+        _tell(error)
         return 1
     return 0
