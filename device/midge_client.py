@@ -1,8 +1,11 @@
-"""MQTT 3.1.1 client for MicroPython 1.22+ and CPython 3.11+: one file, asyncio, QoS 0, 1 and 2.
-It must not know what carries the bytes (`dial` makes the stream) nor what brings the network up."""
+"""MQTT 3.1.1 client for MicroPython 1.22+ and CPython 3.11+: `Client` for asyncio, `wake()` for batteries.
+It must not know what carries the bytes (`dial` makes the stream) nor what brings the network up (`link` does)."""
+# Beside this file, each loaded only by programs that use it: midge_mqtt5.py (MQTT 5.0), midge_outbox.py (what must
+# outlive deep sleep or power loss), midge_large.py (payloads larger than memory), midge_umqtt.py (umqtt.simple's face).
 
 import asyncio
 import random
+import select
 import socket
 
 try:
@@ -17,7 +20,8 @@ _MICROPYTHON = const(-1)
 
 # --------------------------------------------------------------------------------------------- constants
 
-# First byte of each packet, its reserved flags included (MQTT 3.1.1 §2.2.2).
+# First byte of each packet, its reserved flags included (MQTT 3.1.1 §2.2.2). A message's `state` is the first byte of
+# the packet that it waits for: PUBACK, PUBREC, PUBCOMP, SUBACK or UNSUBACK; PUBLISH: to be sent at QoS 0; 0: nothing.
 _CONNECT = const(0x10)
 _CONNACK = const(0x20)
 _PUBLISH = const(0x30)
@@ -34,12 +38,6 @@ _PINGREQ = b"\xc0\x00"
 _PINGRESP = const(0xD0)
 _DISCONNECT = b"\xe0\x00"
 
-# What a message in the outbox waits for.
-_DONE = const(0)
-_WAIT_PUBACK = const(1)
-_WAIT_PUBREC = const(2)
-_WAIT_PUBCOMP = const(3)
-
 # "Until something happens": three days, safely below half the period of ticks_ms (2**29 ms).
 _FOREVER_MS = const(0x0FFFFFFF)
 # How long a full inbox holds up an answer that the program may be waiting for.
@@ -49,17 +47,13 @@ _TOPICS_MAX = const(16)
 # Inbound QoS 2 identifiers between PUBLISH and PUBREL. 3.1.1 has no Receive Maximum; servers keep 10 (HiveMQ),
 # 20 (Mosquitto) or 32 (EMQX) in flight, so a server that goes beyond this one is broken.
 _INBOUND_MAX = const(256)
-
-_REFUSALS = (
-    "unacceptable protocol version",
-    "identifier rejected",
-    "server unavailable",
-    "bad user name or password",
-    "not authorized",
-)
+# wake(): so many messages in one round, and a server with a window of 10 may have more for us (see above).
+_ROUND = const(10)
+# wake(): acknowledgements wait this long for what is on its way, PINGRESP at the end of it, and leave with DISCONNECT.
+_QUIET_MS = const(50)
 
 
-# Anything that the server or the link did wrong. `code` is the CONNACK return code, or 0x80 from SUBACK.
+# Anything that the server or the link did wrong. `code`: CONNACK's return code, 0x80 from SUBACK, 5.0's reason code.
 class MQTTError(Exception):
     def __init__(self, text, code=0):
         super().__init__(text)
@@ -68,6 +62,10 @@ class MQTTError(Exception):
 
 # No answer in time. A message that had been sent stays in flight and may still arrive.
 class MQTTTimeout(MQTTError):
+    pass
+
+
+class OutboxFull(MQTTError):
     pass
 
 
@@ -85,9 +83,10 @@ if _MICROPYTHON:
     from time import ticks_add, ticks_diff, ticks_ms
 
     class _Signal:
+        is_set = False
+        _task = None
+
         def __init__(self):
-            self.is_set = False
-            self._task = None
             self._stop = StopIteration()  # raised again and again: a new one for each wait would be garbage
 
         def wait(self, ms):
@@ -101,9 +100,6 @@ if _MICROPYTHON:
                 self._task = None
                 core._task_queue.remove(task)
                 core._task_queue.push(task)
-
-        def clear(self):
-            self.is_set = False
 
         def park(self):
             core._task_queue.push(core.cur_task, self._until)
@@ -156,28 +152,6 @@ if _MICROPYTHON:
     except StopIteration:
         pass
 
-    # Makes the stream: a non-blocking TCP connection. Give Client another one for TLS or a serial cable.
-    # getaddrinfo blocks on every port; for an address in figures it doesn't ask the network.
-    async def dial(host, port):
-        info = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)[0]
-        stream = socket.socket(info[0], info[1], info[2])
-        try:
-            stream.setblocking(False)
-            try:
-                stream.connect(info[-1])
-            except OSError as error:
-                # EINPROGRESS as Linux and RP2 (115), ESP32 (119) and ESP8266 (118, EALREADY's) number it.
-                if error.errno not in (115, 118, 119):
-                    raise
-            if hasattr(socket, "TCP_NODELAY"):  # not on every port: two writes on their way then don't wait
-                stream.setsockopt(6, socket.TCP_NODELAY, 1)
-            # A refused connection is "writable" too; the first write then raises its error.
-            await _Ready(stream, True)
-        except BaseException:
-            stream.close()
-            raise
-        return stream
-
 else:
     import time
 
@@ -198,10 +172,8 @@ else:
             future.set_result(None)
 
     class _Signal:
-        def __init__(self):
-            self.is_set = False
-            self._future = None
-            self._ms = 0
+        is_set = False
+        _future = None
 
         def wait(self, ms):
             self._ms = ms
@@ -211,9 +183,6 @@ else:
             self.is_set = True
             if self._future:
                 _resolve(self._future)
-
-        def clear(self):
-            self.is_set = False
 
         def __await__(self):
             if self.is_set:
@@ -237,6 +206,8 @@ else:
             add, remove = loop.add_reader, loop.remove_reader
             if self._to_write:
                 add, remove = loop.add_writer, loop.remove_writer
+            elif getattr(self._stream, "pending", None) and self._stream.pending():
+                return  # TLS: decrypted and not yet read, no poll would tell
             future = loop.create_future()
             add(self._stream, _resolve, future)
             try:
@@ -244,25 +215,66 @@ else:
             finally:
                 remove(self._stream)
 
-    async def dial(host, port):
-        loop = asyncio.get_running_loop()
-        info = (await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))[0]
-        with socket.socket(info[0], info[1], info[2]) as connection:
-            connection.setblocking(False)
-            await loop.sock_connect(connection, info[-1])
-            return connection.makefile("rwb", 0)  # keeps the connection open
+    # A socket with TLS, with a file's reads and writes that don't block. ssl wants the socket connected first.
+    class _TLSStream:
+        def __init__(self, connection, context, host):
+            self._wrap = lambda: context.wrap_socket(connection, server_hostname=host, do_handshake_on_connect=False)
+            self._socket = connection
+            self._tls = None
+            self.fileno = connection.fileno
+
+        def _try(self, name, data):
+            import ssl
+            if self._tls is None:
+                self._tls = self._socket = self._wrap()
+                self.fileno = self._tls.fileno
+            try:
+                return getattr(self._tls, name)(data)
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                time.sleep(0.001)  # in the handshake the socket is writable all the time
+                return None
+
+        def readinto(self, buffer):
+            return self._try("recv_into", buffer)
+
+        def write(self, data):
+            return self._try("send", data)
+
+        def pending(self):
+            return self._tls.pending() if self._tls else 0
+
+        def close(self):
+            self._socket.close()
+
+
+# Makes the stream: a TCP connection on its way, with TLS if `tls` is an SSLContext. Client and wake() take another
+# function of this kind for a serial cable, say. getaddrinfo blocks on every port; for an address in figures it
+# doesn't ask the network.
+def dial(host, port, tls=None):
+    info = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)[0]
+    stream = socket.socket(info[0], info[1], info[2])
+    try:
+        stream.setblocking(False)
+        try:
+            stream.connect(info[-1])
+        except OSError as error:
+            # EINPROGRESS as Linux and RP2 (115), ESP32 (119), ESP8266 (118, EALREADY's) and macOS (36) number it.
+            if error.errno not in (115, 119, 118, 36):
+                raise
+        if hasattr(socket, "TCP_NODELAY"):  # not on every port: two writes on their way then don't wait
+            stream.setsockopt(6, socket.TCP_NODELAY, 1)
+        if tls:
+            if _MICROPYTHON:
+                stream = tls.wrap_socket(stream, server_hostname=host, do_handshake_on_connect=False)
+            else:
+                return _TLSStream(stream, tls, host)
+    except BaseException:
+        stream.close()
+        raise
+    return stream if _MICROPYTHON else stream.makefile("rwb", 0)
 
 
 # ------------------------------------------------------------------------------------------------------- codec
-
-
-async def _end(task):
-    if task:
-        task.cancel()
-        try:
-            await task
-        except asyncio.CancelledError:
-            pass
 
 
 def _encode(text):
@@ -302,82 +314,104 @@ def _check_utf8(data):
             raise ValueError("UTF-8")
 
 
-def _put_publish(packet, header, packet_id, topic, payload):
-    n = len(topic)
-    packet.append(header)
-    _put_length(packet, n + len(payload) + (4 if packet_id else 2))
-    packet.append(n >> 8)
-    packet.append(n & 0xFF)
-    packet.extend(topic)
-    if packet_id:
-        packet.append(packet_id >> 8)
-        packet.append(packet_id & 0xFF)
-    packet.extend(payload)
-
-
-def _wrap(header, body):
-    packet = bytearray()
-    packet.append(header)
-    _put_length(packet, len(body))
-    packet.extend(body)
-    return packet
-
-
 # ----------------------------------------------------------------------------------------------------- session
 
 
-# A message on its way out, and what publish() of QoS 1 and 2 returns to be awaited.
+# A packet that waits for its answer: PUBLISH, SUBSCRIBE or UNSUBSCRIBE (`payload`: what follows the identifier). To
+# publish() of QoS 1 and 2 also what is awaited.
 class _Message(_Signal):
     def __init__(self, outbox):
         super().__init__()
         self.outbox = outbox
-        self.state = _DONE
-        self.held = False  # set by publish(), cleared when its caller has the result: until then not used again
 
     def settle(self):
         self.held = False
-        if self.state == _DONE:
+        if not self.state:
             self.outbox.spare.append(self)
-            return None
-        closed = self.is_set  # disconnect() set it; else the time was over, or the task was cancelled
+            return MQTTError("refused", self.code) if self.code > 127 else None
         if not self.sent:  # no byte of it has left: take it back, nobody will know of it
             self.outbox.remove(self)
-        return MQTTError("disconnected") if closed else MQTTTimeout("no answer in time")
+        # disconnect() set it; else the time was over, or the task was cancelled
+        return MQTTError("disconnected") if self.is_set else MQTTTimeout("no answer in time")
 
 
-# The session state that the client must keep (§4.1): messages of QoS 1 and 2 not yet acknowledged, in the order
-# in which they were published, and the identifiers of inbound QoS 2 messages between PUBLISH and PUBREL.
-# A durable outbox takes over here: it extends put, release, remove, remember and forget, and fills `messages`
-# and `inbound` when it is made.
+# The session state that the client must keep (§4.1): messages not yet acknowledged, in the order in which they were
+# published, the identifiers of inbound QoS 2 messages between PUBLISH and PUBREL, and the filters subscribed to by
+# wake(). Those of midge_outbox.py keep it through deep sleep or power loss. `limit`: bytes, of each message its topic,
+# payload and 16 more. Full, put() and publish() raise OutboxFull, or, with `drop`, the oldest of QoS 0, then of QoS 1
+# makes room.
 class MemoryOutbox:
-    def __init__(self, window=16):
-        self.window = window  # messages in flight; Mosquitto takes 20 at a time, EMQX 32
+    def __init__(self, limit=32_768, drop=False):
+        self.limit = limit
+        self.size = 0
+        self.drop = drop
+        self.dropped = 0
         self.messages = []
+        self.sent = 0  # so many of the first messages were sent on this connection
         self.inbound = []
+        self.filters = b""  # as they stand in SUBSCRIBE
         self.spare = []  # _Message objects to use again, so that publishing allocates nothing
+        self._last_id = 0
 
-    def put(self, packet_id, header, topic, payload):
-        message = self.spare.pop() if self.spare else _Message(self)
-        message.packet_id = packet_id
-        message.header = header
+    # A message to be sent when there is a connection. Once this returns, the outbox answers for it.
+    def put(self, topic, payload, qos=1, retain=False, sync=True):
+        topic = _encode(topic)
+        _check_topic_name(topic)
+        self.add(_PUBLISH | qos << 1 | (1 if retain else 0), topic, _encode(payload))
+        if sync:
+            self.sync()
+
+    def add(self, header, topic, payload, properties=None):
+        size = len(topic) + len(payload) + 16
+        while self.size + size > self.limit:
+            self._make_room()
+        message = self.new(header, payload, (_PUBLISH, _PUBACK, _PUBREC)[header >> 1 & 3])
         message.topic = topic
+        message.properties = properties
+        message.size = size
+        self.size += size
+        return message
+
+    def new(self, header, payload, state):
+        message = self.spare.pop() if self.spare else _Message(self)
+        message.packet_id = 0 if state == _PUBLISH else self._new_id()
+        message.header = header
         message.payload = payload
-        message.state = _WAIT_PUBREC if header & 4 else _WAIT_PUBACK
-        message.sent = False
-        message.sent_at = 0
-        message.is_set = False
-        message.held = True
+        message.state = state
+        message.size = message.code = 0
+        # held: set by publish(), cleared when its caller has the result: until then not used again
+        message.sent = message.is_set = message.held = False
         self.messages.append(message)
         return message
 
+    def _new_id(self):
+        while True:
+            self._last_id = packet_id = self._last_id % 0xFFFF + 1
+            if not self.find(packet_id):
+                return packet_id
+
+    def _make_room(self):
+        for state in (_PUBLISH, _PUBACK) if self.drop else ():
+            for message in self.messages:
+                if message.state == state:
+                    message.set()
+                    self.remove(message)
+                    self.dropped += 1
+                    return
+        raise OutboxFull("outbox full")
+
     # PUBREC: the server has the message; from now on only PUBREL may be sent [MQTT-4.3.3-1].
     def release(self, message):
-        message.state = _WAIT_PUBCOMP
+        message.state = _PUBCOMP
         message.topic = message.payload = None
 
     def remove(self, message):
-        self.messages.remove(message)
-        message.state = _DONE
+        i = self.messages.index(message)
+        del self.messages[i]
+        if i < self.sent:
+            self.sent -= 1
+        self.size -= message.size
+        message.state = 0
         message.topic = message.payload = None
         if not message.held:
             self.spare.append(message)
@@ -395,19 +429,24 @@ class MemoryOutbox:
         if packet_id in self.inbound:
             self.inbound.remove(packet_id)
 
+    def note(self, filters):
+        self.filters = filters
 
-# A SUBSCRIBE or UNSUBSCRIBE that waits for its answer; sent again on the next connection if that doesn't come.
-class _Request(_Signal):
-    def __init__(self, packet_id, header, body):
-        super().__init__()
-        self.packet_id = packet_id
-        self.packet = _wrap(header, bytes((packet_id >> 8, packet_id & 0xFF)) + body)
-        self.answer = _SUBACK if header == _SUBSCRIBE else _UNSUBACK
-        self.codes = None
-        self.sent_at = ticks_ms()
+    # Called before each write to the connection: what was told until now must be kept before the server hears of it.
+    def sync(self):
+        pass
 
 
 # ---------------------------------------------------------------------------------------------------------- API
+
+
+async def _end(task):
+    if task:
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            pass
 
 
 # What `async for` awaits.
@@ -428,45 +467,54 @@ class _Arrival(_Signal):
 
 
 # Times: keepalive, timeout and patience in seconds. `timeout`: for each answer of the server; when it is over the
-# connection is given up and made again. `patience`: for a publish or subscribe over all connections.
+# connection is given up and made again. `patience`: for a publish or subscribe over all connections, and for the link.
 # `window`: QoS 1 and 2 messages in flight. `inbox`: messages received and not yet read. `max_packet`: bytes of
 # the largest packet received (a larger one ends the connection) and of what is queued for one write.
-# `will`: (topic, payload, qos, retain). `dial`: makes the stream, see above.
+# `linger_ms`: what is published within that time leaves in one write, acknowledgements with it.
+# `will`: (topic, payload, qos, retain). `tls`: an ssl.SSLContext. `link`: brings the network up, `isconnected()` and
+# `async connect()`. `on_message`: a function (topic, payload, retained) in the place of the `async for`; it is
+# acknowledged when it returns. `dial`: makes the stream, see above.
 class Client:
+    _extra = b""  # MQTT 5.0: no properties, in SUBSCRIBE and UNSUBSCRIBE
+
     def __init__(self, client_id, host, port=1883, user=None, password=None, keepalive=60, clean=True, will=None,
-                 timeout=10, patience=60, window=16, inbox=8, max_packet=2048, backoff_ms=(500, 60_000),
-                 outbox=None, dial=dial):
+                 timeout=10, patience=60, window=16, inbox=8, max_packet=2048, linger_ms=0, backoff_ms=(500, 60_000),
+                 outbox=None, tls=None, link=None, on_message=None, dial=dial):
         self.host = host
         self.port = port
-        self.outbox = outbox or MemoryOutbox(window)
+        self.outbox = outbox or MemoryOutbox()
+        self.on_message = on_message
         self.connected = False
         self.session_present = False
         self.error = None  # why the last connection or attempt ended
-        self.dropped = 0  # QoS 0 messages for which the inbox had no room
-        self._connect_packet = _connect_packet(client_id, user, password, keepalive, clean, will)
+        # QoS 0 messages for which the inbox had no room; messages received; bytes and calls of write and readinto
+        self.dropped = self.received = self.tx_bytes = self.tx_writes = self.rx_bytes = self.rx_reads = 0
+        self._connect_packet = self._make_connect(client_id, user, password, keepalive, clean, will)
         self._clean = clean
         self._dial = dial
+        self._tls = tls
+        self._link = link
         self._timeout_ms = int(timeout * 1000)
         self._patience_ms = int(patience * 1000)
+        self._linger_ms = linger_ms
         self._backoff_ms = backoff_ms
         # The server waits 1.5 keep alive; we ask an eighth early, so that the answer comes within them too.
         self._ping_after_ms = keepalive * 875
         self._pong_within_ms = min(self._timeout_ms, keepalive * 500)
+        self._window = window
         self._inbox_max = inbox
         self._max_packet = max_packet
         self._stream = self._runner = self._reader = self._writer = None
         self._closed = True  # cleared by connect(), set by disconnect()
-        self._lost = None  # set by _lose(), cleared by _open()
-        self._last_id = 0
+        self._lost = None  # set by _lose(), cleared by _begin()
+        self._early = False  # set by wake(): packets follow CONNECT before CONNACK
         self._topics = {}  # topic name: its bytes
         self._subscriptions = {}  # filter: qos, renewed when the server has no session
-        self._requests = []
         self._tx = bytearray(256)
         self._tx[:] = b""  # empty, its room kept
         self._rx = bytearray(max_packet)
         self._view = memoryview(self._rx)
-        self._rx_end = 0  # received and not parsed: always at the start of _rx when reading
-        self._rx_pos = 0
+        self._rx_end = self._rx_pos = 0  # received and not parsed: always at the start of _rx when reading
         self._stalled = False  # set and cleared by _parse: the inbox is full
         self._overflow = False  # set by _read: take more all the same; cleared by _take
         self._rx_topic = b""  # the last topic received, and its bytes
@@ -498,7 +546,7 @@ class Client:
     # QoS 0: queued for this turn's write. QoS 1 and 2: awaited until PUBACK or PUBCOMP, over reconnections.
     # Raises MQTTTimeout after `patience`; then, as after a cancellation, a message of which nothing was sent is taken
     # back, any other stays in flight and is finished (or resent on the next connection) without its caller.
-    def publish(self, topic, payload, qos=0, retain=False):
+    def publish(self, topic, payload, qos=0, retain=False, properties=None):
         encoded = self._topics.get(topic)
         if encoded is None:
             encoded = self._encode_topic(topic)
@@ -508,27 +556,27 @@ class Client:
         if not 0 <= qos <= 2:
             raise ValueError("qos")
         if self._waiting or not self._has_room(qos, len(encoded) + len(payload)):
-            return self._publish_later(header, encoded, payload)
-        if not qos:
-            _put_publish(self._tx, header, 0, encoded, payload)
-            self._kick.set()
-            return _FINISHED if _MICROPYTHON else _nothing()
-        message = self._start(header, encoded, payload).wait(self._patience_ms)
-        return message if _MICROPYTHON else self._settle(message)
+            return self._publish_later(header, encoded, payload, properties)
+        return self._publish_now(header, encoded, payload, properties)
+
+    # Leaves a message to the outbox and doesn't wait: it is sent when there is a connection.
+    def store(self, topic, payload, qos=1, retain=False):
+        self.outbox.put(topic, payload, qos, retain)
+        if self.connected:
+            self._pump()
 
     # Gives the QoS that the server granted.
     async def subscribe(self, filter, qos=0):
         encoded = _encode(filter)
-        granted = (await self._ask(_SUBSCRIBE, encoded, bytes((qos,))))[0]
-        if granted > 2:
-            raise MQTTError("subscription refused", granted)
+        message = self._ask(_SUBSCRIBE, {encoded: qos})
+        await self._settled(message)
         self._subscriptions[encoded] = qos
-        return granted
+        return message.code
 
     async def unsubscribe(self, filter):
         encoded = _encode(filter)
         self._subscriptions.pop(encoded, None)
-        await self._ask(_UNSUBSCRIBE, encoded, b"")
+        await self._settled(self._ask(_UNSUBSCRIBE, (encoded,)))
 
     # Writes what is queued and DISCONNECT, so that the server drops the will, and ends the `async for`.
     async def disconnect(self):
@@ -544,8 +592,6 @@ class Client:
         await self._close()
         for message in list(self.outbox.messages):
             message.set()
-        for request in self._requests:
-            request.set()
         self._wake_waiting()
         self._arrival.set()
 
@@ -554,8 +600,6 @@ class Client:
 
     def __anext__(self):
         return self._arrival if _MICROPYTHON else self._next()
-
-    # `wake()`, the one call for a battery program, goes here: CONNECT, SUBSCRIBE, the outbox and PINGREQ in one write.
 
     # ------------------------------------------------------------------------------------------- publishing
 
@@ -569,136 +613,34 @@ class Client:
 
     # QoS 1 and 2 need a place in the window and may be taken while there is no connection; QoS 0 needs the connection.
     def _has_room(self, qos, size):
-        if qos and len(self.outbox.messages) >= self.outbox.window:
+        if qos and len(self.outbox.messages) >= self._window:
             return False
         if not self.connected:
             return qos
         return not self._tx or len(self._tx) + size + 9 <= self._max_packet
 
-    def _start(self, header, topic, payload):
+    def _publish_now(self, header, topic, payload, properties):
+        if not header & 6:
+            self._put_publish(header, 0, topic, payload, properties)
+            self._kick.set()
+            return _FINISHED if _MICROPYTHON else _nothing()
         if self._closed:
             raise MQTTError("disconnected")
         if not isinstance(payload, bytes):
             payload = bytes(payload)  # it may have to be sent again after the caller has changed it
-        message = self.outbox.put(self._new_id(), header, topic, payload)
+        message = self.outbox.add(header, topic, payload, properties)
         if self.connected:
-            self._send(message)
-        return message
+            self._pump()
+        return self._settled(message)
 
-    # The first time or, on a new connection, again [MQTT-4.4.0-1]: with DUP [MQTT-3.3.1-1], the same identifier.
-    def _send(self, message):
-        if message.state == _WAIT_PUBCOMP:
-            self._acknowledge(_PUBREL, message.packet_id)
-        else:
-            header = message.header | _DUP if message.sent else message.header
-            _put_publish(self._tx, header, message.packet_id, message.topic, message.payload)
-        message.sent = True
-        message.sent_at = ticks_ms()
-        self._kick.set()
-        self._watch(message.sent_at)
+    async def _publish_later(self, header, topic, payload, properties):
+        await self._wait_for_room(header >> 1 & 3, len(topic) + len(payload))
+        await self._publish_now(header, topic, payload, properties)
 
-    def _acknowledge(self, header, packet_id):
-        tx = self._tx
-        tx.append(header)
-        tx.append(2)
-        tx.append(packet_id >> 8)
-        tx.append(packet_id & 0xFF)
-        self._kick.set()
-
-    async def _publish_later(self, header, topic, payload):
-        qos = header >> 1 & 3
-        await self._wait_for_room(qos, len(topic) + len(payload))
-        if not qos:
-            _put_publish(self._tx, header, 0, topic, payload)
-            self._kick.set()
-            return
-        message = self._start(header, topic, payload)
+    def _settled(self, message):
+        message.held = True
         message.wait(self._patience_ms)
-        await (message if _MICROPYTHON else self._settle(message))
-
-    # First come, first served: who waits here is woken when those before have gone, and looks again.
-    async def _wait_for_room(self, qos, size):
-        until = ticks_add(ticks_ms(), self._patience_ms)
-        signal = _Signal()
-        self._waiting.append(signal)
-        try:
-            while self._waiting[0] is not signal or not self._has_room(qos, size):
-                left = ticks_diff(until, ticks_ms())
-                if self._closed:
-                    raise MQTTError("disconnected")
-                if left <= 0:
-                    raise MQTTTimeout("no room or no connection in time")
-                signal.clear()
-                await signal.wait(left)
-        finally:
-            self._waiting.remove(signal)
-            self._wake_waiting()
-
-    def _wake_waiting(self):
-        if self._waiting:
-            self._waiting[0].set()
-
-    # Messages keep the order in which their identifiers were given, so the first identifier in use that a new one can
-    # meet is the oldest message's, the next one the second oldest's.
-    def _new_id(self):
-        packet_id = self._last_id
-        oldest = 0
-        messages = self.outbox.messages
-        while True:
-            packet_id = packet_id % 0xFFFF + 1
-            if oldest < len(messages) and messages[oldest].packet_id == packet_id:
-                oldest += 1
-                continue
-            for request in self._requests:
-                if request.packet_id == packet_id:
-                    break
-            else:
-                self._last_id = packet_id
-                return packet_id
-
-    # ------------------------------------------------------------------------------- subscribing, receiving
-
-    async def _ask(self, header, encoded, options):
-        if self._closed:
-            raise MQTTError("disconnected")
-        body = bytearray()
-        _put_string(body, encoded)
-        body.extend(options)
-        request = _Request(self._new_id(), header, body)
-        self._requests.append(request)
-        if self.connected:
-            self._send_request(request)
-        try:
-            await request.wait(self._patience_ms)
-        finally:
-            self._requests.remove(request)
-        if request.codes is None:
-            raise MQTTError("disconnected") if self._closed else MQTTTimeout("no answer in time")
-        return request.codes
-
-    def _send_request(self, request):
-        self._tx.extend(request.packet)
-        request.sent_at = ticks_ms()
-        self._kick.set()
-        self._watch(request.sent_at)
-
-    # The rule of acknowledging: PUBACK or PUBREC leaves when the loop takes the message, not when it arrives. What
-    # a reset finds unread in the inbox is then sent again by the server; acknowledging later still, after the loop's
-    # body, would show a QoS 2 message twice to a program that leaves its loop.
-    def _take(self):
-        if not self._inbox:
-            return None
-        mark = self._marks.pop(0)
-        if mark & 1:  # also while there is no connection: the server will send it again
-            self.outbox.remember(mark >> 1)
-        if mark and self.connected:
-            self._acknowledge(_PUBREC if mark & 1 else _PUBACK, mark >> 1)
-        self._overflow = False
-        if self._stalled:
-            self._read_on.set()
-        return self._inbox.pop(0)
-
-    # ------------------------------------------------------------------------------------------- connection
+        return message if _MICROPYTHON else self._settle(message)
 
     if not _MICROPYTHON:
         async def _settle(self, message):
@@ -718,12 +660,133 @@ class Client:
                     return message
                 if self._closed:
                     raise StopAsyncIteration
-                self._arrival.clear()
+                self._arrival.is_set = False
                 await self._arrival.wait(_FOREVER_MS)
 
-    # One deadline for all: address, TCP, CONNACK.
+    def _put_publish(self, header, packet_id, topic, payload, _properties):
+        packet = self._tx
+        n = len(topic)
+        packet.append(header)
+        _put_length(packet, n + len(payload) + (4 if packet_id else 2))
+        packet.append(n >> 8)
+        packet.append(n & 0xFF)
+        packet.extend(topic)
+        if packet_id:
+            packet.append(packet_id >> 8)
+            packet.append(packet_id & 0xFF)
+        packet.extend(payload)
+
+    # Sends what of the outbox wasn't sent on this connection, as far as the window and the buffer have room.
+    def _pump(self):
+        outbox = self.outbox
+        while outbox.sent < len(outbox.messages) and outbox.sent < self._window and len(self._tx) < self._max_packet:
+            self._send(outbox.messages[outbox.sent])
+
+    # The first time or, on a new connection, again [MQTT-4.4.0-1]: with DUP [MQTT-3.3.1-1], the same identifier.
+    def _send(self, message):
+        outbox = self.outbox
+        header = message.header
+        outbox.sent += 1
+        if message.state == _PUBCOMP:
+            self._acknowledge(_PUBREL, message.packet_id)
+        elif message.state > _PUBCOMP:
+            self._put_packet(header, message.packet_id, self._extra, message.payload)
+        else:
+            if message.sent:
+                header |= _DUP
+            kept = message.payload is None
+            if kept:
+                outbox.load(message)
+            self._put_publish(header, message.packet_id, message.topic, message.payload, message.properties)
+            if kept:
+                message.topic = message.payload = None
+            if message.state == _PUBLISH:
+                outbox.remove(message)
+        message.sent = True
+        message.sent_at = ticks_ms()
+        self._kick.set()
+        self._watch(message.sent_at)
+
+    def _put_packet(self, header, packet_id, *parts):
+        tx = self._tx
+        tx.append(header)
+        _put_length(tx, 2 + sum([len(part) for part in parts]))
+        tx.append(packet_id >> 8)
+        tx.append(packet_id & 0xFF)
+        for part in parts:
+            tx.extend(part)
+
+    def _acknowledge(self, header, packet_id):
+        tx = self._tx
+        tx.append(header)
+        tx.append(2)
+        tx.append(packet_id >> 8)
+        tx.append(packet_id & 0xFF)
+        self._kick.set()
+
+    # First come, first served: who waits here is woken when those before have gone, and looks again.
+    async def _wait_for_room(self, qos, size):
+        until = ticks_add(ticks_ms(), self._patience_ms)
+        signal = _Signal()
+        self._waiting.append(signal)
+        try:
+            while self._waiting[0] is not signal or not self._has_room(qos, size):
+                left = ticks_diff(until, ticks_ms())
+                if self._closed:
+                    raise MQTTError("disconnected")
+                if left <= 0:
+                    raise MQTTTimeout("no room or no connection in time")
+                signal.is_set = False
+                await signal.wait(left)
+        finally:
+            self._waiting.remove(signal)
+            self._wake_waiting()
+
+    def _wake_waiting(self):
+        if self._waiting:
+            self._waiting[0].set()
+
+    # ------------------------------------------------------------------------------- subscribing, receiving
+
+    # filters: {filter: qos}, or filters alone to unsubscribe.
+    def _ask(self, header, filters):
+        if self._closed:
+            raise MQTTError("disconnected")
+        body = bytearray()
+        for encoded in filters:
+            _put_string(body, encoded)
+            if header == _SUBSCRIBE:
+                body.append(filters[encoded])
+        message = self.outbox.new(header, body, _SUBACK if header == _SUBSCRIBE else _UNSUBACK)
+        if self.connected:
+            self._pump()
+        return message
+
+    # The rule of acknowledging: PUBACK or PUBREC leaves when the loop takes the message, not when it arrives. What
+    # a reset finds unread in the inbox is then sent again by the server; acknowledging later still, after the loop's
+    # body, would show a QoS 2 message twice to a program that leaves its loop.
+    def _take(self):
+        if not self._inbox:
+            return None
+        self._confirm(self._marks.pop(0))
+        self._overflow = False
+        if self._stalled:
+            self._read_on.set()
+        return self._inbox.pop(0)
+
+    def _confirm(self, mark):
+        if mark & 1:  # also while there is no connection: the server will send it again
+            self.outbox.remember(mark >> 1)
+        if mark and self.connected:
+            self._acknowledge(_PUBREC if mark & 1 else _PUBACK, mark >> 1)
+
+    # ------------------------------------------------------------------------------------------ connection
+
+    # One deadline for all: address, TCP, TLS, CONNACK.
     async def _open(self):
         try:
+            if self._link and not self._link.isconnected():
+                await asyncio.wait_for(self._link.connect(), self._patience_ms / 1000)
             await asyncio.wait_for(self._handshake(), self._timeout_ms / 1000)
             if self._lost:  # wait_for resumes us a turn later: it may be gone again, and must be closed
                 raise self._lost
@@ -735,21 +798,24 @@ class Client:
             raise
 
     async def _handshake(self):
-        self._stream = await self._dial(self.host, self.port)
-        self._lost = self._ping_at = None
-        self._up.clear()
-        self._down.clear()
-        self._rx_end = self._rx_pos = 0
-        self._stalled = False
-        self._tx[:] = b""
-        self._tx.extend(self._connect_packet)
-        self._kick.set()
-        self._rx_at = self._tx_at = ticks_ms()
+        self._stream = self._dial(self.host, self.port, self._tls)
+        # A refused connection is "writable" too; the first write then raises its error.
+        await _Ready(self._stream, True)
+        self._begin()
         self._reader = asyncio.create_task(self._read())
         self._writer = asyncio.create_task(self._write())
         await self._up.wait(_FOREVER_MS)
         if self._lost:
             raise self._lost
+
+    def _begin(self):
+        self._lost = self._ping_at = None
+        self._up.is_set = self._down.is_set = self._stalled = False
+        self._rx_end = self._rx_pos = self.outbox.sent = 0
+        self._tx[:] = b""
+        self._tx.extend(self._connect_packet)
+        self._kick.set()
+        self._rx_at = self._tx_at = ticks_ms()
 
     async def _close(self):
         self.connected = False
@@ -778,7 +844,7 @@ class Client:
                 delay_ms = min(delay_ms * 2, self._backoff_ms[1])
                 try:
                     await self._open()
-                except (OSError, MQTTError) as error:
+                except (OSError, MQTTError, ValueError) as error:
                     self.error = error
 
     # Until the connection is lost: PINGREQ when nothing else was sent, or nothing came, for a keep alive; the link is
@@ -796,10 +862,8 @@ class Client:
                     self._ping_at = now
                 if self._ping_at is not None:
                     sleep_ms = self._pong_within_ms - ticks_diff(now, self._ping_at)
-            if self.outbox.messages:
+            if self.outbox.sent:
                 sleep_ms = min(sleep_ms, self._timeout_ms - ticks_diff(now, self.outbox.messages[0].sent_at))
-            if self._requests:
-                sleep_ms = min(sleep_ms, self._timeout_ms - ticks_diff(now, self._requests[0].sent_at))
             if sleep_ms <= 0:
                 if not self._stalled:  # while the program doesn't read, nor do we: silence proves nothing
                     self._lose(MQTTTimeout("the server doesn't answer"))
@@ -807,8 +871,12 @@ class Client:
                 sleep_ms = self._timeout_ms
                 self._ping_at = None
                 self._rx_at = now
+            if self._link:  # a network that says that it is gone needn't be asked by PINGREQ
+                if not self._link.isconnected():
+                    return self._lose(MQTTError("no link"))
+                sleep_ms = min(sleep_ms, 1000)
             self._wake_at = ticks_add(now, sleep_ms)
-            self._down.clear()
+            self._down.is_set = False
             await self._down.wait(sleep_ms)
 
     # An answer is expected: the timer must not sleep past its deadline, and the reader must not stall.
@@ -825,42 +893,58 @@ class Client:
         writable = _Ready(self._stream, True)
         try:
             while True:
-                self._kick.clear()
+                await self._kick.wait(_FOREVER_MS)
+                if self._linger_ms and self.connected:
+                    await asyncio.sleep(self._linger_ms / 1000)
+                self._kick.is_set = False
                 while tx:
-                    n = self._stream.write(tx)
-                    if n:
-                        self._tx_at = ticks_ms()
-                        tx[:n] = b""
+                    self._flush()
                     if tx:
                         await writable
+                    elif self.connected:
+                        self._pump()
                 self._wake_waiting()
-                await self._kick.wait(_FOREVER_MS)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: TLS
             self._lose(error)
+
+    # Writes what the stream takes at once.
+    def _flush(self):
+        self.outbox.sync()
+        n = self._stream.write(self._tx)
+        if n:
+            self._tx_at = ticks_ms()
+            self.tx_writes += 1
+            self.tx_bytes += n
+            self._tx[:n] = b""
 
     async def _read(self):
         readable = _Ready(self._stream, False)
         try:
             while True:
                 await readable
-                n = self._stream.readinto(self._view[self._rx_end:] if self._rx_end else self._rx)
-                if n == 0:
-                    raise MQTTError("the server closed the connection")
-                if n is None:
-                    continue
-                self._rx_at = ticks_ms()
-                self._rx_end += n
-                self._parse()
+                self._receive()
                 while self._stalled:
                     # Back-pressure: the server waits until the program reads. Unless an answer is expected: the program
                     # may wait for it in its loop. It gets a moment to read, then packets are taken beyond `inbox`.
-                    self._read_on.clear()
-                    answer = self.outbox.messages or self._requests
-                    await self._read_on.wait(_GRACE_MS if answer else _FOREVER_MS)
+                    self._read_on.is_set = False
+                    await self._read_on.wait(_GRACE_MS if self.outbox.messages else _FOREVER_MS)
                     self._overflow = not self._read_on.is_set
                     self._parse()
-        except (OSError, MQTTError, MemoryError) as error:
+        except (OSError, MQTTError, MemoryError, ValueError) as error:
             self._lose(error)
+
+    # Reads and handles what has come; None if nothing had.
+    def _receive(self):
+        n = self._stream.readinto(self._view[self._rx_end:] if self._rx_end else self._rx)
+        if n:
+            self._rx_at = ticks_ms()
+            self.rx_reads += 1
+            self.rx_bytes += n
+            self._rx_end += n
+            self._parse()
+        elif n == 0:
+            raise MQTTError("the server closed the connection")
+        return n
 
     # Takes all complete packets out of the buffer, where they lie; an incomplete one moves to its start.
     def _parse(self):
@@ -909,30 +993,36 @@ class Client:
     def _on_publish(self, header, pos, end):
         rx = self._rx
         qos = header >> 1 & 3
-        if not self.connected or qos == 3 or header & 0x0E == _DUP:
-            raise MQTTError("malformed PUBLISH")  # [MQTT-3.3.1-4], [MQTT-3.3.1-2]
-        payload = pos + 2
-        if payload <= end:
-            payload += rx[pos] << 8 | rx[pos + 1]
-        topic_end = payload
+        topic_end = pos + 2
+        if topic_end <= end:
+            topic_end += rx[pos] << 8 | rx[pos + 1]
+        payload = topic_end
         packet_id = 0
         if qos:
             payload += 2
             if payload <= end:
                 packet_id = rx[topic_end] << 8 | rx[topic_end + 1]
-        if payload > end or (qos and not packet_id):
+        # [MQTT-3.3.1-4], [MQTT-3.3.1-2], [MQTT-2.3.1-1]
+        if payload > end or not self.connected or qos == 3 or header & 0x0E == _DUP or (qos and not packet_id):
             raise MQTTError("malformed PUBLISH")
         if qos == 2 and self._is_duplicate(packet_id):
-            return
-        if not qos and len(self._inbox) >= self._inbox_max:
-            self.dropped += 1
             return
         pos += 2
         if pos == topic_end or topic_end - pos != len(self._rx_topic) or not rx.startswith(self._rx_topic, pos):
             self._read_topic(pos, topic_end)
-        self._inbox.append((self._rx_topic_name, bytes(self._view[payload:end]), header & 1 == 1))
-        self._marks.append(packet_id << 1 | qos >> 1)
-        self._arrival.set()
+        self._deliver(bytes(self._view[payload:end]), header & 1 == 1, packet_id << 1 | qos >> 1)
+
+    def _deliver(self, payload, retained, mark):
+        self.received += 1
+        if self.on_message:
+            self.on_message(self._rx_topic_name, payload, retained)
+            self._confirm(mark)
+        elif not mark and len(self._inbox) >= self._inbox_max:
+            self.dropped += 1
+        else:
+            self._inbox.append((self._rx_topic_name, payload, retained))
+            self._marks.append(mark)
+            self._arrival.set()
 
     # Exactly once: what the loop has taken is answered again, what it hasn't is answered when it does.
     def _is_duplicate(self, packet_id):
@@ -961,44 +1051,40 @@ class Client:
             self._on_connack(header, pos, length)
         elif header == _PINGRESP and length == 0:
             self._ping_at = None
-        elif not packet_id:  # [MQTT-2.3.1-1], or too short
+        elif not packet_id or (length < 3 if header == _SUBACK else length > 2):  # [MQTT-2.3.1-1]
             raise MQTTError("malformed packet")
-        elif (header == _SUBACK and length > 2) or (header == _UNSUBACK and length == 2):
-            self._on_answer(header, packet_id, bytes(self._view[pos + 2:pos + length]))
-        elif length == 2 and header in (_PUBACK, _PUBREC, _PUBREL, _PUBCOMP):
-            self._on_ack(header, packet_id)
-        else:
-            raise MQTTError("malformed packet, or not a server's")
-
-    def _on_ack(self, header, packet_id):
-        if header == _PUBREL:
+        elif header == _PUBREL:
             self.outbox.forget(packet_id)
             self._acknowledge(_PUBCOMP, packet_id)
-            return
-        message = self.outbox.find(packet_id)
-        state = message.state if message else _DONE
-        if header == _PUBREC and state != _WAIT_PUBACK:
-            # For an identifier that we don't know too: the server can then let go of it.
-            if state == _WAIT_PUBREC:
-                self.outbox.release(message)
-            self._acknowledge(_PUBREL, packet_id)
-        elif (header == _PUBACK and state == _WAIT_PUBACK) or (header == _PUBCOMP and state == _WAIT_PUBCOMP):
-            self.outbox.remove(message)
-            message.set()
-            self._wake_waiting()
-        elif state:
-            raise MQTTError("acknowledgement of another QoS")
+        elif header in (_PUBACK, _PUBREC, _PUBCOMP, _SUBACK, _UNSUBACK):
+            self._on_answer(header, packet_id, rx[pos + 2:pos + length])
+        else:
+            raise MQTTError("not a server's packet")
 
     def _on_answer(self, header, packet_id, codes):
         for code in codes:
             if code > 2 and code != 0x80:
                 raise MQTTError("malformed SUBACK")  # [MQTT-3.9.3-2]
-            if code == 0x80:
-                self.error = MQTTError("subscription refused", code)  # the only trace when it was a renewal
-        for request in self._requests:
-            if request.packet_id == packet_id and request.answer == header:
-                request.codes = codes
-                request.set()
+        message = self.outbox.find(packet_id)
+        state = message.state if message else 0
+        if header == _PUBREC and state in (0, _PUBREC, _PUBCOMP):
+            # For an identifier that we don't know too: the server can then let go of it.
+            if state == _PUBREC:
+                self.outbox.release(message)
+            self._acknowledge(_PUBREL, packet_id)
+        elif header == state:
+            self._done(message, max(codes) if codes else 0)
+        elif state:
+            raise MQTTError("answer to another packet")
+
+    def _done(self, message, code):
+        message.code = code
+        if code > 127:
+            self.error = MQTTError("refused", code)  # the only trace when nobody waits for it
+        self.outbox.remove(message)
+        message.set()
+        self._pump()
+        self._wake_waiting()
 
     def _on_connack(self, header, pos, length):
         if header != _CONNACK or length != 2:
@@ -1008,60 +1094,52 @@ class Client:
         if flags > 1 or (flags and (code or self._clean)) or code > 5:  # [MQTT-3.2.2-1], [MQTT-3.2.2-4]
             raise MQTTError("malformed CONNACK")
         if code:
-            raise MQTTError("refused: " + _REFUSALS[code - 1], code)
-        self.session_present = flags == 1
-        self.connected = True
-        self._resume()
-        self._up.set()
+            raise MQTTError("refused: %d" % code, code)
+        self._accepted(flags == 1)
 
     # §4.4: what is unacknowledged goes again, in order; without a session at the server its subscriptions too. All in
     # one write. Of the inbox, what the server will send again is forgotten; what it won't stays, unacknowledged.
-    def _resume(self):
+    def _accepted(self, session_present):
+        self.session_present = session_present
+        self.connected = True
         for i in range(len(self._marks) - 1, -1, -1):
-            if self._marks[i] and self.session_present:
+            if self._marks[i] and session_present:
                 del self._marks[i], self._inbox[i]
             else:
                 self._marks[i] = 0
-        if not self.session_present:
+        if not session_present:
             for packet_id in list(self.outbox.inbound):
                 self.outbox.forget(packet_id)
             if self._subscriptions:
-                self._renew()
-        for message in self.outbox.messages:
-            self._send(message)
-        for request in self._requests:
-            self._send_request(request)
+                self._ask(_SUBSCRIBE, self._subscriptions)
+        if not self._early:
+            self._pump()
         self._wake_waiting()
+        self._up.set()
 
-    def _renew(self):
-        body = bytearray()
-        for encoded, qos in self._subscriptions.items():
-            _put_string(body, encoded)
-            body.append(qos)
-        self._tx.extend(_Request(self._new_id(), _SUBSCRIBE, body).packet)
-        self._kick.set()
-
-
-def _connect_packet(client_id, user, password, keepalive, clean, will):
-    flags = 2 if clean else 0
-    fields = [client_id]
-    if will:
-        topic, payload, qos, retain = will
-        _check_topic_name(_encode(topic))
-        flags |= 4 | qos << 3 | (0x20 if retain else 0)
-        fields += [topic, payload]
-    if user is not None:
-        flags |= 0x80
-        fields.append(user)
-    if password is not None:
-        if user is None:
-            raise ValueError("a password needs a user")  # [MQTT-3.1.2-22]
-        flags |= 0x40
-        fields.append(password)
-    body = bytearray(b"\0\x04MQTT\x04")
-    body.append(flags)
-    body.append(keepalive >> 8)
-    body.append(keepalive & 0xFF)
-    for field in fields:
-        _put_string(body, _encode(field))
-    return _wrap(_CONNECT, body)
+    def _make_connect(self, client_id, user, password, keepalive, clean, will):
+        flags = 2 if clean else 0
+        fields = [client_id]
+        if will:
+            topic, payload, qos, retain = will
+            _check_topic_name(_encode(topic))
+            flags |= 4 | qos << 3 | (0x20 if retain else 0)
+            fields += [topic, payload]
+        if user is not None:
+            flags |= 0x80
+            fields.append(user)
+        if password is not None:
+            if user is None:
+                raise ValueError("a password needs a user")  # [MQTT-3.1.2-22]
+            flags |= 0x40
+            fields.append(password)
+        body = bytearray(b"\0\x04MQTT\x04")
+        body.append(flags)
+        body.append(keepalive >> 8)
+        body.append(keepalive & 0xFF)
+        for field in fields:
+            _put_string(body, _encode(field))
+        packet = bytearray(b"\x10")
+        _put_length(packet, len(body))
+        packet.extend(body)
+        return packet

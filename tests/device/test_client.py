@@ -61,13 +61,11 @@ def test_publish_returns_when_its_qos_is_reached(run, server):
     board.has_ended()
 
 
-@pytest.mark.parametrize(("code", "text"), [
-    (1, "unacceptable protocol version"), (2, "identifier rejected"), (3, "server unavailable"),
-    (4, "bad user name or password"), (5, "not authorized")])
-def test_refused_connect_raises_what_the_server_said(run, server, code, text):
+@pytest.mark.parametrize("code", [1, 2, 3, 4, 5])
+def test_refused_connect_raises_what_the_server_said(run, server, code):
     board = run("connect")
     server.accepted(f"200200{code:02x}").expect_close()
-    board.says("MQTTError", f"refused: {text}", code)
+    board.says("MQTTError", f"refused: {code}", code)
     board.has_ended()
 
 

@@ -143,11 +143,11 @@ async def lost_puback():
 
 async def identifiers():
     client = await connected()
-    client._last_id = 0xFFFD
+    client.outbox._last_id = 0xFFFD
     tasks = [asyncio.create_task(publish_and_say(client, name, 1)) for name in ("a", "b")]
     await wait_for_go(client)
     await publish_and_say(client, "c", 1)
-    client._last_id = 0xFFFD
+    client.outbox._last_id = 0xFFFD
     tasks += [asyncio.create_task(publish_and_say(client, name, 1)) for name in ("d", "e")]
     await asyncio.gather(*tasks)
 
@@ -289,8 +289,8 @@ async def count_writes():
                 writes.append(bytes(buffer))
                 return self.stream.write(buffer)
 
-    async def dial(host, port):
-        return Counting(await midge_client.dial(host, port))
+    def dial(host, port, tls):
+        return Counting(midge_client.dial(host, port))
 
     client = await connected(dial=dial)
     await asyncio.gather(*[publish_and_say(client, str(i), i % 3) for i in range(6)])

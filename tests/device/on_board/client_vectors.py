@@ -60,7 +60,7 @@ async def sends():
         if not packet["dup"]:
             client = make()
             await client.connect()
-            client._last_id = packet.get("packet_id", 1) - 1
+            client.outbox._last_id = packet.get("packet_id", 1) - 1
             await client.publish(packet["topic"], from_hex(packet["payload"]), packet["qos"], packet["retain"])
             await client.disconnect()
     for kind in ("SUBSCRIBE", "UNSUBSCRIBE"):
@@ -69,7 +69,7 @@ async def sends():
             if len(filters) == 1:
                 client = make()
                 await client.connect()
-                client._last_id = packet["packet_id"] - 1
+                client.outbox._last_id = packet["packet_id"] - 1
                 if kind == "SUBSCRIBE":
                     await client.subscribe(filters[0]["filter"], filters[0]["qos"])
                 else:
