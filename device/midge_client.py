@@ -1,11 +1,11 @@
-"""MQTT 3.1.1 client for MicroPython 1.22+ and CPython 3.11+: `Client` for asyncio, `wake()` for batteries.
+"""MQTT 3.1.1 client for MicroPython 1.22+ and CPython 3.11+: asyncio, QoS 0, 1 and 2; `wake()` for batteries.
 It must not know what carries the bytes (`dial` makes the stream) nor what brings the network up (`link` does)."""
-# Beside this file, each loaded only by programs that use it: midge_mqtt5.py (MQTT 5.0), midge_outbox.py (what must
-# outlive deep sleep or power loss), midge_large.py (payloads larger than memory), midge_umqtt.py (umqtt.simple's face).
+# Beside this file, each loaded only by programs that use it: midge_wake.py (wake cycles), midge_outbox.py (what must
+# outlive deep sleep or power loss), midge_mqtt5.py (MQTT 5.0), midge_large.py (payloads larger than memory),
+# midge_umqtt.py (umqtt.simple's face).
 
 import asyncio
 import random
-import select
 import socket
 
 try:
@@ -47,10 +47,6 @@ _TOPICS_MAX = const(16)
 # Inbound QoS 2 identifiers between PUBLISH and PUBREL. 3.1.1 has no Receive Maximum; servers keep 10 (HiveMQ),
 # 20 (Mosquitto) or 32 (EMQX) in flight, so a server that goes beyond this one is broken.
 _INBOUND_MAX = const(256)
-# wake(): so many messages in one round, and a server with a window of 10 may have more for us (see above).
-_ROUND = const(10)
-# wake(): acknowledgements wait this long for what is on its way, PINGRESP at the end of it, and leave with DISCONNECT.
-_QUIET_MS = const(50)
 
 
 # Anything that the server or the link did wrong. `code`: CONNACK's return code, 0x80 from SUBACK, 5.0's reason code.
@@ -844,7 +840,7 @@ class Client:
                 delay_ms = min(delay_ms * 2, self._backoff_ms[1])
                 try:
                     await self._open()
-                except (OSError, MQTTError, ValueError) as error:
+                except (OSError, MQTTError) as error:
                     self.error = error
 
     # Until the connection is lost: PINGREQ when nothing else was sent, or nothing came, for a keep alive; the link is
@@ -904,7 +900,7 @@ class Client:
                     elif self.connected:
                         self._pump()
                 self._wake_waiting()
-        except (OSError, ValueError) as error:  # ValueError: TLS
+        except OSError as error:
             self._lose(error)
 
     # Writes what the stream takes at once.
@@ -930,7 +926,7 @@ class Client:
                     await self._read_on.wait(_GRACE_MS if self.outbox.messages else _FOREVER_MS)
                     self._overflow = not self._read_on.is_set
                     self._parse()
-        except (OSError, MQTTError, MemoryError, ValueError) as error:
+        except (OSError, MQTTError, MemoryError) as error:
             self._lose(error)
 
     # Reads and handles what has come; None if nothing had.
@@ -1143,3 +1139,9 @@ class Client:
         _put_length(packet, len(body))
         packet.extend(body)
         return packet
+
+
+# One wake cycle, without asyncio. What it does and returns: midge_wake.py.
+def wake(*args, **options):
+    from midge_wake import wake
+    return wake(*args, **options)
