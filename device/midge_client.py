@@ -370,7 +370,7 @@ class MemoryOutbox:
 
     def new(self, header, payload, state):
         message = self.spare.pop() if self.spare else _Message(self)
-        message.packet_id = 0 if state == _PUBLISH else self._new_id()
+        message.packet_id = self._new_id()
         message.header = header
         message.payload = payload
         message.state = state
@@ -400,6 +400,8 @@ class MemoryOutbox:
     def release(self, message):
         message.state = _PUBCOMP
         message.topic = message.payload = None
+        self.size -= message.size
+        message.size = 0
 
     def remove(self, message):
         i = self.messages.index(message)
@@ -663,11 +665,11 @@ class Client:
         packet = self._tx
         n = len(topic)
         packet.append(header)
-        _put_length(packet, n + len(payload) + (4 if packet_id else 2))
+        _put_length(packet, n + len(payload) + (4 if header & 6 else 2))
         packet.append(n >> 8)
         packet.append(n & 0xFF)
         packet.extend(topic)
-        if packet_id:
+        if header & 6:
             packet.append(packet_id >> 8)
             packet.append(packet_id & 0xFF)
         packet.extend(payload)
@@ -688,7 +690,7 @@ class Client:
         elif message.state > _PUBCOMP:
             self._put_packet(header, message.packet_id, self._extra, message.payload)
         else:
-            if message.sent:
+            if message.sent and header & 6:
                 header |= _DUP
             kept = message.payload is None
             if kept:
