@@ -473,7 +473,9 @@ class _Arrival(_Signal):
 # `async connect()`. `on_message`: a function (topic, payload, retained) in the place of the `async for`; it is
 # acknowledged when it returns. `dial`: makes the stream, see above.
 class Client:
-    _extra = b""  # MQTT 5.0: no properties, in SUBSCRIBE and UNSUBSCRIBE
+    # What MQTT 5.0 (midge_mqtt5.py) does in another way: its level, properties of CONNECT, no properties of others.
+    _level = 4
+    _connect_extra = _extra = b""
 
     def __init__(self, client_id, host, port=1883, user=None, password=None, keepalive=60, clean=True, will=None,
                  timeout=10, patience=60, window=16, inbox=8, max_packet=2048, linger_ms=0, backoff_ms=(500, 60_000),
@@ -496,9 +498,7 @@ class Client:
         self._patience_ms = int(patience * 1000)
         self._linger_ms = linger_ms
         self._backoff_ms = backoff_ms
-        # The server waits 1.5 keep alive; we ask an eighth early, so that the answer comes within them too.
-        self._ping_after_ms = keepalive * 875
-        self._pong_within_ms = min(self._timeout_ms, keepalive * 500)
+        self._set_keepalive(keepalive)
         self._window = window
         self._inbox_max = inbox
         self._max_packet = max_packet
@@ -598,6 +598,11 @@ class Client:
 
     def __anext__(self):
         return self._arrival if _MICROPYTHON else self._next()
+
+    # The server waits 1.5 keep alive; we ask an eighth early, so that the answer comes within them too.
+    def _set_keepalive(self, seconds):
+        self._ping_after_ms = seconds * 875
+        self._pong_within_ms = min(self._timeout_ms, seconds * 500)
 
     # ------------------------------------------------------------------------------------------- publishing
 
@@ -1000,6 +1005,8 @@ class Client:
             payload += 2
             if payload <= end:
                 packet_id = rx[topic_end] << 8 | rx[topic_end + 1]
+        if self._extra:
+            payload = self._read_properties(payload, end)
         # [MQTT-3.3.1-4], [MQTT-3.3.1-2], [MQTT-2.3.1-1]
         if payload > end or not self.connected or qos == 3 or header & 0x0E == _DUP or (qos and not packet_id):
             raise MQTTError("malformed PUBLISH")
@@ -1117,29 +1124,33 @@ class Client:
 
     def _make_connect(self, client_id, user, password, keepalive, clean, will):
         flags = 2 if clean else 0
-        fields = [client_id]
+        payload = bytearray()
+        _put_string(payload, _encode(client_id))
         if will:
-            topic, payload, qos, retain = will
-            _check_topic_name(_encode(topic))
+            topic, message, qos, retain = will
+            topic = _encode(topic)
+            _check_topic_name(topic)
             flags |= 4 | qos << 3 | (0x20 if retain else 0)
-            fields += [topic, payload]
+            payload.extend(self._extra)
+            _put_string(payload, topic)
+            _put_string(payload, _encode(message))
         if user is not None:
             flags |= 0x80
-            fields.append(user)
+            _put_string(payload, _encode(user))
         if password is not None:
             if user is None:
                 raise ValueError("a password needs a user")  # [MQTT-3.1.2-22]
             flags |= 0x40
-            fields.append(password)
-        body = bytearray(b"\0\x04MQTT\x04")
-        body.append(flags)
-        body.append(keepalive >> 8)
-        body.append(keepalive & 0xFF)
-        for field in fields:
-            _put_string(body, _encode(field))
+            _put_string(payload, _encode(password))
         packet = bytearray(b"\x10")
-        _put_length(packet, len(body))
-        packet.extend(body)
+        _put_length(packet, 10 + len(self._connect_extra) + len(payload))
+        packet.extend(b"\0\x04MQTT")
+        packet.append(self._level)
+        packet.append(flags)
+        packet.append(keepalive >> 8)
+        packet.append(keepalive & 0xFF)
+        packet.extend(self._connect_extra)
+        packet.extend(payload)
         return packet
 
 

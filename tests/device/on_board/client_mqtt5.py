@@ -1,0 +1,104 @@
+"""What a board's program does with midge_mqtt5: SCENARIO PORT. The server is the test's; see client_scenarios.py."""
+
+import asyncio
+import json
+import sys
+
+sys.path.insert(0, __file__.rsplit("/", 4)[0] + "/device")
+
+import midge_mqtt5
+from midge_client import MQTTError
+
+PORT = int(sys.argv[2])
+
+
+def say(*what):
+    print(json.dumps(what))
+
+
+async def connected(**options):
+    settings = {"keepalive": 30, "timeout": 5, "patience": 5, "backoff_ms": (10, 50)}
+    settings.update(options)
+    client = midge_mqtt5.Client("board", "127.0.0.1", PORT, **settings)
+    await client.connect()
+    say("connected", client.session_present)
+    return client
+
+
+async def attempt(name, awaitable):
+    try:
+        say(name, await awaitable)
+    except MQTTError as error:
+        say(name, type(error).__name__, error.code)
+
+
+async def publish():
+    client = await connected(clean=False, will=("w", b"gone", 1, False))
+    for _ in range(2):
+        await attempt("published", client.publish("topic", b"x", 1, expiry=60))
+    await attempt("published", client.publish("other", b"y", 2, response_topic="r", correlation=b"c"))
+    await client.disconnect()
+
+
+async def window():
+    client = await connected()
+    await asyncio.gather(*[client.publish("t", str(i), 1) for i in range(5)])
+    say("published")
+
+
+async def subscribe():
+    client = await connected()
+    await attempt("subscribed", client.subscribe("a", 1))
+    await attempt("subscribed", client.subscribe("b", 2))
+    await client.unsubscribe("a")
+    say("unsubscribed")
+    async for topic, payload, retained in client:
+        say("received", topic, payload.decode(), retained)
+
+
+async def refused():
+    await attempt("connected", connected())
+
+
+async def errors():
+    client = await connected(on_message=lambda *_: None, backoff_ms=(1, 1))
+    error = None
+    while True:
+        while not client.error or client.error is error:
+            await asyncio.sleep(0)
+        error = client.error
+        say(type(error).__name__, str(error), getattr(error, "code", 0))
+
+
+# Against a real broker: requests of one's own, answered by one's own handler, and by nobody.
+async def request():
+    client = await connected()
+
+    def double(payload):
+        return str(2 * int(payload))
+
+    await client.serve("double", double)
+    for i in range(5):
+        say("reply", (await client.request("double", str(i))).decode())
+    replies = await asyncio.gather(*[client.request("double", str(i)) for i in range(10, 15)])
+    say("replies", [reply.decode() for reply in replies])
+    await attempt("nobody", client.request("nobody", b"", timeout=0.2))
+    await client.disconnect()
+
+
+async def real_broker():
+    client = await connected(clean=False)
+    for qos in (0, 1, 2):
+        await client.subscribe("in/%d" % qos, qos)
+    for qos in (0, 1, 2):
+        for i in range(30):
+            await client.publish("in/%d" % qos, "%d" % i, qos)
+        for i in range(30):
+            async for topic, payload, _retained in client:
+                say("received", topic, payload.decode())
+                break
+    say("bytes", client.tx_bytes)
+    await client.disconnect()
+
+
+asyncio.run(globals()[sys.argv[1]]())
