@@ -471,7 +471,7 @@ class _Arrival(_Signal):
 # `linger_ms`: what is published within that time leaves in one write, acknowledgements with it.
 # `will`: (topic, payload, qos, retain). `tls`: an ssl.SSLContext. `link`: brings the network up, `isconnected()` and
 # `async connect()`. `on_message`: a function (topic, payload, retained) in the place of the `async for`; it is
-# acknowledged when it returns. `dial`: makes the stream, see above.
+# acknowledged when it returns. `dial`: makes the stream, see above; for Client it may be a coroutine.
 class Client:
     # What MQTT 5.0 (midge_mqtt5.py) does in another way: its level, properties of CONNECT, no properties of others.
     _level = 4
@@ -801,7 +801,8 @@ class Client:
             raise
 
     async def _handshake(self):
-        self._stream = self._dial(self.host, self.port, self._tls)
+        stream = self._open_stream()
+        self._stream = stream if hasattr(stream, "readinto") else await stream
         # A refused connection is "writable" too; the first write then raises its error.
         await _Ready(self._stream, True)
         self._begin()
@@ -810,6 +811,9 @@ class Client:
         await self._up.wait(_FOREVER_MS)
         if self._lost:
             raise self._lost
+
+    def _open_stream(self):
+        return self._dial(self.host, self.port, self._tls) if self._tls else self._dial(self.host, self.port)
 
     def _begin(self):
         self._lost = self._ping_at = None

@@ -184,7 +184,7 @@ class _Cycle:
     def connect(self):
         c = self.client
         start = ticks_ms()
-        c._stream = c._dial(c.host, c.port, c._tls)
+        c._stream = c._open_stream()
         self.poller = select.poll()
         self.poller.register(c._stream, select.POLLOUT)
         if not self.poller.poll(self.left_ms()):

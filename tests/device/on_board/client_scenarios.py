@@ -289,7 +289,7 @@ async def count_writes():
                 writes.append(bytes(buffer))
                 return self.stream.write(buffer)
 
-    def dial(host, port, tls):
+    def dial(host, port):
         return Counting(midge_client.dial(host, port))
 
     client = await connected(dial=dial)
