@@ -62,9 +62,9 @@ def test_all_leaves_in_one_write_before_connack_and_acknowledgements_with_discon
     board = wake(server.port, {"publish": [["t", "a", 1], ["t", "b", 2], ["t", "c", 0]], "subscribe": [["a", 1]]})
     peer = server.connection()
     messages = [publish("t", "a", 1, 1), publish("t", "b", 2, 2), publish("t", "c")]
-    first = [CONNECT, SUBSCRIBE_A.format(3), *messages, PINGREQ]
+    first = [CONNECT, SUBSCRIBE_A.format(4), *messages, PINGREQ]
     read(peer, *first)
-    answers = [CONNACK, "9003000301", "40020001", "50020002"]
+    answers = [CONNACK, "9003000401", "40020001", "50020002"]
     peer.send(*answers, publish("a", "x", 1, 9), publish("a", "y", 2, 10), PINGRESP)
     second = ["62020002", "40020009", "5002000a"]
     read(peer, *second)
