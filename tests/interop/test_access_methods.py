@@ -197,6 +197,25 @@ def test_a_slow_hook_holds_up_nobody_else(start, installed: dict[str, str], tmp_
         client.disconnect()
 
 
+def test_hashing_holds_up_nobody_else(start, tmp_path: Path) -> None:
+    slow_hash = make_hash(b"a", iterations=700_000)  # a second or two
+    (tmp_path / "passwd").write_text(f"anna:{slow_hash}\nbert:{make_hash(b'b', 'sha512')}\n")
+    text = '[access]\npassword_file = "passwd"\n[limits]\nconnect_timeout = 60\n[[listener]]\nport = 0\n'
+    broker = start(text)
+    bert = Paho(broker.port, username="bert", password="b")
+    bert.subscribe("a")
+    anna = Paho(broker.port, username="anna", password="a", wait=False)
+    meanwhile = 0
+    while anna._answers.empty():
+        bert.publish("a", b"x", 1)
+        bert.receive()
+        meanwhile += 1
+    assert anna._answers.get()[1].value == 0
+    assert meanwhile > 5
+    for client in (anna, bert):
+        client.disconnect()
+
+
 def test_a_hook_that_is_not_there_is_said_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "midge.toml").write_text('[access]\nauth_hook = "ldap"\n')
     command = [host_python(), "-m", "midge", "broker", "--check", "--config", tmp_path / "midge.toml"]

@@ -257,7 +257,9 @@ class Connection:
             if self._deferred is not None:
                 self._deferred += packets[place:]
                 return
-            if self.session is not None or self.is_closing:
+            if self.is_closing:
+                return
+            if self.session is not None:
                 self._handle(packets[place:], now)
                 return
             if self.exchange is not None and type(packet) not in (p.Auth, p.Disconnect):
@@ -673,8 +675,11 @@ class Connection:
         """The deadline for CONNECT, and for whoever decides about it, has come."""
         self.timer = None
         self.broker.counters.meet("connect_timeout")
-        what = "no CONNECT" if self.exchange is None and self._deferred is None else "not let in"
-        self.abort(f"{what} within {self.limits.connect_timeout} s")
+        timeout_s = self.limits.connect_timeout
+        if self.exchange is None and self._deferred is None:
+            self.abort(f"no CONNECT within {timeout_s} s")
+        else:  # whoever decides is too busy, or the client leaves its authentication unfinished
+            self.refuse(ReasonCode.SERVER_UNAVAILABLE, f"not let in within {timeout_s} s")
 
     def watch_keep_alive(self, now: float) -> None:
         """Arm the keep alive's deadline: one and a half times the interval [MQTT-3.1.2-22]."""

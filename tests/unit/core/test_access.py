@@ -75,6 +75,20 @@ def test_a_refused_client_is_told_why_and_nothing_of_what_it_sent_is_done() -> N
     assert core.broker.sessions == {}
 
 
+def test_who_is_not_answered_in_time_is_told_to_come_again() -> None:
+    door = Door()
+    core = Core(access=door, connect_timeout=5)
+    for version, code in ((4, 3), (5, ReasonCode.SERVER_UNAVAILABLE)):
+        client = core.client("one", version)
+        core.advance(4.9)
+        assert client.is_open and client.take() == []
+        core.advance(0.2)
+        assert client.take() == [p.Connack(False, code)] and not client.is_open
+        door.waiting.pop()(ReasonCode.SUCCESS)
+    core.turn()
+    assert core.broker.sessions == {} and core.broker.counters.limits_met["connect_timeout"] == 2
+
+
 def test_a_client_that_leaves_before_the_decision_gets_no_session() -> None:
     door = Door()
     core = Core(access=door)

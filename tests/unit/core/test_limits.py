@@ -204,3 +204,25 @@ def test_a_retained_message_that_finds_no_room_reaches_nobody_at_qos_1(version: 
     assert client.take()[1:] == expected
     assert client.is_open is (version == 5)
     assert met(core) == {"max_retained_messages": 1}
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_what_follows_a_connect_that_is_refused_at_once_is_not_looked_at(version: int) -> None:
+    core = Core(max_connections=1)
+    core.client("one", version)
+    second = core.client(version=version, connect=False)
+    packets = (connect_packet("two", version), publish_packet("a", b"x", 1), p.Pingreq(), publish_packet("a", b"x"))
+    second.send_bytes(b"".join(encode(packet, version) for packet in packets) + b"\x00\x00")
+    assert second.take() == [p.Connack(False, ReasonCode.SERVER_BUSY if version == 5 else 3)]
+    assert core.broker.counters.protocol_errors == core.broker.counters.publish_received == 0
+
+
+def test_a_retained_will_that_finds_no_room_is_passed_on_but_not_kept() -> None:
+    core = Core(max_retained_messages=1)
+    watcher, dying = core.client("one", 5), core.client("two", 5, will=p.Will("a/b", b"gone", 0, True))
+    watcher.subscribe("#")
+    watcher.publish("a", b"x", 1, retain=True)
+    watcher.take()
+    dying.lose()
+    assert [packet.payload for packet in watcher.take()] == [b"gone"]
+    assert core.broker.retained.count == 1
