@@ -181,12 +181,14 @@ class Connection:
             return
         self.last_received = now
         self.broker.counters.bytes_received += len(data)
-        if self.session is not None and self.rate is None and data and self._receive_sole(data, now):
+        if self.session is not None and data and self._receive_sole(data, now):
+            if self.rate is not None:
+                self._count(self.rate, 1, len(data), now)
             return
         packets = self.decoder.receive_data(data)
         self.broker.counters.messages_received += len(packets)
         if self.rate is not None:
-            self._count(self.rate, packets, len(data), now)
+            self._count(self.rate, _count_of(packets), len(data), now)
             if self.is_closing:
                 return
         if self.session is None:
@@ -229,13 +231,9 @@ class Connection:
         if bool(before) is not bool(self.holds):
             self.owner.hold_reading(is_held)
 
-    def _count(self, rate: Rate, packets: list[p.Packet | p.PublishRun], size: int, now: float) -> None:
+    def _count(self, rate: Rate, packets: int, size: int, now: float) -> None:
         """Keep the client to its rate, chunk by chunk."""
-        count = len(packets)
-        for packet in packets:
-            if type(packet) is p.PublishRun:
-                count += packet.count - 1
-        wait_s, name = rate.take(count, size, now)
+        wait_s, name = rate.take(packets, size, now)
         if not wait_s:
             return
         self.broker.counters.meet(name)
@@ -704,6 +702,14 @@ class Connection:
             return
         self.timer = None
         self.close(ReasonCode.KEEP_ALIVE_TIMEOUT, f"nothing received for {self.keep_alive_s * 1.5:.1f} s")
+
+
+def _count_of(packets: list[p.Packet | p.PublishRun]) -> int:
+    count = len(packets)
+    for packet in packets:
+        if type(packet) is p.PublishRun:
+            count += packet.count - 1
+    return count
 
 
 _HANDLERS: dict[type, Callable[..., None]] = {  # by the packet's class

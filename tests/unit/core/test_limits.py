@@ -226,3 +226,14 @@ def test_a_retained_will_that_finds_no_room_is_passed_on_but_not_kept() -> None:
     dying.lose()
     assert [packet.payload for packet in watcher.take()] == [b"gone"]
     assert core.broker.retained.count == 1
+
+
+def test_single_small_packets_count_too() -> None:
+    core = Core(max_packets_per_second=10)
+    client = core.client("one", 5)
+    held = []
+    for _ in range(15):
+        client.publish("a", b"x")
+        held.append(client.is_held)
+    assert held == [False] * 9 + [True] * 6  # CONNECT was the first of ten
+    assert core.broker.counters.publish_received == 15
