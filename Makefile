@@ -24,7 +24,7 @@ BENCH ?= *
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types spec bench mpy wheel reference clean mosquitto
+.PHONY: help setup run test lint types spec siege bench mpy wheel reference clean mosquitto
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -54,6 +54,10 @@ simulate: $(STAMP) ## drive the core through histories of faults (ARGS="--seed 1
 nightly: $(STAMP) mosquitto ## the long runs of simulation and faults (HISTORIES=2000000 KILLS=100)
 	$(BIN)/python tests/simulation --jobs 0 --histories $(HISTORIES) --first $$(date +%y%m%d0000000) --failures 10
 	MIDGE_KILLS=$(KILLS) MIDGE_SEED=$$(date +%y%m%d) $(BIN)/pytest -s tests/faults
+
+siege: $(STAMP) ## send 100,000 mutants and more to the board's broker in 128 kB (some 10 minutes)
+	MIDGE_SIEGE=100000 MIDGE_MUTANTS=100000 $(BIN)/pytest -s --timeout 3600 tests/fuzz/test_board_siege.py \
+	    tests/fuzz/test_board_bad_input.py -k "siege or once or mutated" $(ARGS)
 
 bench: $(STAMP) mosquitto ## measure, side by side with other programs (BENCH=host_broker ARGS="--rounds 1")
 	@for file in benchmarks/$(BENCH).py; do \

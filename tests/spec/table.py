@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import board
 import pytest
 
 HERE = Path(__file__).resolve().parent
@@ -102,6 +103,21 @@ def shown_by(version: str) -> dict[str, set[str]]:
     return {statement: tests for statement, tests in shown.items() if tests}
 
 
+def shown_on_the_board(version: str) -> dict[str, set[str]]:
+    """The same for the board's broker: what runs against it here, and what board.py names elsewhere."""
+    on_both = set()
+    for path in sorted(HERE.glob("test_*.py")):
+        for name, function in functions_of(path).items():
+            fixtures = {argument.arg for argument in function.args.args}
+            if fixtures & {"port", "client"} and name not in board.NOT_ON_THE_BOARD:
+                on_both.add(f"tests/spec/{path.name}::{name}")
+    shown = {statement: tests & on_both for statement, tests in shown_by(version).items()}
+    if version == "3.1.1":
+        for statement, test in board.ELSEWHERE.items():
+            shown.setdefault(statement, set()).add(test)
+    return {statement: tests for statement, tests in shown.items() if tests}
+
+
 def main() -> None:
     """Prints `covered / all`, and what can't be shown; with --all each statement and its tests."""
     for version in VERSIONS.values():
@@ -111,6 +127,8 @@ def main() -> None:
         covered_own = sum(row.id in shown for row in own)
         print(f"MQTT {version}: {covered} / {len(rows)} statements are shown by tests"
               f" ({covered_own} / {len(own)} of those that bind the server)")
+        on_board = shown_on_the_board(version)
+        print(f"    by the board's broker: {sum(row.id in on_board for row in own)} / {len(own)}")
         for row in rows:
             if "--all" in sys.argv:
                 tests = " ".join(sorted(shown.get(row.id, ()))) or f"not shown: {row.reason}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import board
 import pytest
-from table import ROOT, VERSIONS, functions_of, shown_by, statements
+from table import ROOT, VERSIONS, functions_of, shown_by, shown_on_the_board, statements
 
 # How many statements each section has (appendix B of 3.1.1; the body of 5.0, whose numbers in §2.2.1 begin with 2).
 # 3.1.1 writes two of its numbers differently, [MQTT-3.1.2.7] and [MQTT-3-8.3-4]: 139 in the usual form, 141 in all.
@@ -43,6 +44,20 @@ def test_each_statement_has_a_test_or_a_reason_and_not_both(version: str) -> Non
     assert [row.id for row in rows if row.id not in shown and not row.reason] == []
     assert [row.id for row in rows if row.id in shown and row.reason] == []
     assert {row.side for row in rows} == {"server", "client", "both"}
+
+
+def test_the_board_shows_all_of_3_1_1_that_it_offers() -> None:
+    shown = shown_on_the_board("3.1.1")
+    missing = [row.id for row in statements("3.1.1") if row.side != "client" and not row.reason and row.id not in shown]
+    assert missing == list(board.NOT_OFFERED)
+
+
+def test_what_the_board_leaves_out_or_shows_elsewhere_exists() -> None:
+    names = {name for path in ROOT.glob("tests/spec/test_*.py") for name in functions_of(path)}
+    assert {name.partition("[")[0] for name in board.NOT_ON_THE_BOARD} <= names
+    for test in board.ELSEWHERE.values():
+        path, _, name = test.partition("::")
+        assert name in functions_of(ROOT / path)
 
 
 @pytest.mark.parametrize("version", VERSIONS.values())
