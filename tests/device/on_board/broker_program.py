@@ -16,6 +16,10 @@ for argument in sys.argv[1:]:
         users = value
     elif name == "store":
         options[name] = value
+    elif name == "allow":
+        options[name] = lambda client_id, topic, write: (
+            topic.startswith(("own/" + client_id, "secret/" + client_id)) if write else not topic.startswith("secret")
+        )
     else:
         options[name] = int(value)
 
