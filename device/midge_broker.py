@@ -405,7 +405,7 @@ class Broker:
             "max_clients": max_clients,
             "max_sessions": 2 * max_clients,
             "max_packet": min(max(budget // 16, 256), 65_536),  # twice: to receive, to send
-            "max_queued_messages": min(max(budget // 400, 32), 1000),  # per session; Mosquitto's limit is 1000
+            "max_queued_messages": min(max(budget // 200, 150), 1000),  # per session; Mosquitto's limit is 1000
             "max_queued_bytes": budget * 3 // 8,  # of all queues
             "max_retained_bytes": budget // 8,
             "max_subscription_bytes": budget // 16,
@@ -435,7 +435,7 @@ class Broker:
         self._dirty = []  # connections that have something to send
         self._buffer = bytearray(self.max_packet)
         self._view = memoryview(self._buffer)
-        self._chunk = self._view[:_CHUNK_BYTES]
+        self._chunk = self._view[: min(_CHUNK_BYTES, self.max_queued_bytes // 8)]  # a queue has room for all in it
         self._stage = bytearray(self.max_packet + 64)  # outgoing packets are put together here
         self._stage_view = memoryview(self._stage)
         self._counts = [0] * 11
@@ -727,7 +727,7 @@ class Broker:
         if rest:
             start = len(rest)
             self._view[:start] = rest
-            chunk = self._view[start : start + _CHUNK_BYTES]
+            chunk = self._view[start : start + len(self._chunk)]
         count = _receive(connection.sock, chunk)
         if count is None:
             return

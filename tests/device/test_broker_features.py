@@ -30,6 +30,8 @@ from mqtt_wire import (
     text,
 )
 
+from brokers import LISTENING, ROOT, RunningBroker, micropython
+
 
 @pytest.fixture(params=INTERPRETERS)
 def interpreter(request: pytest.FixtureRequest) -> str:
@@ -213,3 +215,26 @@ def test_a_hosting_program_that_takes_all_memory_costs_messages_but_not_the_brok
                 back.send(puback(mqtt_wire.message(data).packet_id))
         assert received and lost >= sent - received
         assert "Traceback" not in broker.output()
+
+
+# -- the example --
+
+
+def test_the_hub_obeys_and_says_so(tmp_path: Path):
+    folder = mqtt_wire.compiled()
+    assert folder
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    shutil.copy(ROOT / "device" / "examples" / "hub.py", tmp_path)  # beside the broker, as on a board
+    command = [micropython(), "-X", f"heapsize={mqtt_wire.HEAP}", tmp_path / "hub.py", "hub", "secret", "0"]
+    with (
+        RunningBroker("hub", command, LISTENING) as hub,
+        subscriber(hub.port, "s", ("hub/#", 1)) as watcher,
+    ):
+        assert {(m.topic, m.payload, m.retain) for m in watcher.messages(2)} == {
+            ("hub/status", b"online", True), ("hub/state/led", b"off", True)}
+        watcher.send(publish("hub/set/led", b"on", 1, 1))
+        received = [watcher.receive() for _ in range(3)]
+        assert puback(1) in received
+        assert {mqtt_wire.message(data)[:2] for data in received if data[0] >> 4 == 3} == {
+            ("hub/set/led", b"on"), ("hub/state/led", b"on")}
+        hub.wait_for_output("LED on")

@@ -20,6 +20,7 @@ from mqtt_wire import (
     Wire,
     client,
     connect,
+    message,
     packet,
     puback,
     publish,
@@ -100,9 +101,9 @@ def test_a_stuck_reader_costs_its_own_messages_only(interpreter: str):
                 number += 1
                 sender.send(publish("t", b"%01000d" % number, 1, number & 0xFF | 1))
                 sender.expect(puback(number & 0xFF | 1))
-                message = well.messages(1)[0]
-                assert int(message.payload) == number
-                well.send(puback(message.packet_id))
+                taken = well.messages(1)[0]
+                assert int(taken.payload) == number
+                well.send(puback(taken.packet_id))
             dropped = sys_value(broker.port, "messages/dropped")
         stuck.abort()
 
@@ -118,9 +119,9 @@ def test_a_burst_to_a_receiver_that_acknowledges_loses_nothing(interpreter: str)
         sending = threading.Thread(target=sender.send, args=(data,))
         sending.start()
         for number in range(count):
-            message = receiver.messages(1)[0]
-            assert int(message.payload) == number
-            receiver.send(puback(message.packet_id))
+            taken = receiver.messages(1)[0]
+            assert int(taken.payload) == number
+            receiver.send(puback(taken.packet_id))
         sending.join()
         sender.expect(*(puback(number + 1) for number in range(count)))
 
@@ -228,6 +229,27 @@ def test_who_sends_and_never_reads_is_closed(interpreter: str):
 
 
 # -- memory --
+
+
+# 128 kB of heap on this port are about 64 kB of a board of 32 bits.
+@pytest.mark.parametrize(("clients", "heap"), [(8, "128k"), (16, "256k")])
+def test_clients_that_all_subscribe_and_publish_at_qos_1_fit(clients: int, heap: str):
+    rounds, payload = 60, bytes(60)
+    with start("micropython", heap=heap, max_clients=clients) as broker, contextlib.ExitStack() as stack:
+        wires = [stack.enter_context(subscriber(broker.port, f"c{n}", (f"to/{n}", 1))) for n in range(clients)]
+        for number in range(rounds):
+            # Each to the next, five at a time, before anyone reads.
+            for n, wire in enumerate(wires):
+                topic = f"to/{(n + 1) % clients}"
+                wire.send(b"".join(publish(topic, b"%02d%02d" % (number, k) + payload, 1, k + 1) for k in range(5)))
+            for wire in wires:
+                received = [wire.receive() for _ in range(10)]
+                messages = [message(data) for data in received if data[0] >> 4 == 3]
+                assert [m.payload[:4] for m in messages] == [b"%02d%02d" % (number, k) for k in range(5)]
+                assert [data for data in received if data[0] == 0x40] == [puback(k + 1) for k in range(5)]
+                wire.send(b"".join(puback(m.packet_id) for m in messages))
+        with subscriber(broker.port, "c0", ("$SYS/broker/messages/dropped", 0)) as watcher:
+            assert int(watcher.messages(1)[0].payload) == 0
 
 
 def test_the_heap_is_as_before_when_all_have_left():
