@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -155,6 +156,15 @@ async def _reload_when(changed: asyncio.Event, server: Server, options: argparse
         notify("READY=1")
 
 
+def _spare_garbage_collector() -> None:
+    """What the start made stays until the end: it is never walked again. And what comes and goes with connections
+    and messages has no cycles, so that it is looked for less often than by default (700): while thousands connect,
+    that is a tenth of what each costs."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 def _run(config: Config, directory: Path, options: argparse.Namespace) -> int:
     from midge.server import Server
     from midge.store import StoreError
@@ -176,6 +186,7 @@ def _run(config: Config, directory: Path, options: argparse.Namespace) -> int:
         allow_connections(config.limits.max_connections)
         server = Server(config, directory)
         await server.start()
+        _spare_garbage_collector()
         for address in server.addresses:
             print(f"listening on {address}", flush=True)
         if server.monitoring_address:

@@ -10,6 +10,8 @@ from ipaddress import IPv6Address, ip_address
 def network_of(address: str) -> str | None:
     """*address* ("192.0.2.1:1234", "[2001:db8::1]:1234") without its port; of IPv6 the /64, since whoever has
     one address there has all of them. None: this machine, by its loopback or a Unix socket."""
+    if address.startswith("127."):
+        return None
     host = address.rpartition(":")[0]
     if ":" not in host:
         return None if not host[:1].isdigit() or host.startswith("127.") else host

@@ -213,9 +213,9 @@ def admit(
 def greet(connection: Connection, session: Session, packet: p.Connect, is_present: bool, answer: p.Properties) -> None:
     """Take over what CONNECT says of the connection, and answer with CONNACK."""
     limits = connection.limits
-    connection.is_bridge = packet.is_bridge or any(
-        name == BRIDGE for name, _ in (packet.properties or {}).get("user_property", ())
-    )
+    connection.is_bridge = packet.is_bridge
+    if packet.properties:
+        connection.is_bridge |= any(name == BRIDGE for name, _ in packet.properties.get("user_property", ()))
     connection.keep_alive_s = packet.keep_alive_s
     if connection.version == 5:
         asked = packet.properties or {}

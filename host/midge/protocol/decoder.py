@@ -109,7 +109,7 @@ class Decoder:
         packets: list[Packet | PublishRun] = []
         try:
             at = self._decode_connect(data, packets) if self.version is None else 0
-            if self.version is not None:
+            if self.version is not None and at < len(data):
                 at = self._decode(data, at, packets)
         except ProtocolError as error:
             self.error = error
