@@ -49,6 +49,7 @@ class Metric(NamedTuple):
 
 
 _SESSIONS = "Sessions, by whether their client is connected."
+_REFUSED = "Messages that were not taken, by the reason."
 _DROPPED = "Messages that were not delivered, by the reason."
 
 METRICS = [
@@ -198,6 +199,26 @@ METRICS = [
         _DROPPED,
         lambda s: s.counters.dropped_expired,
         ("reason", "expired"),
+    ),
+    Metric(
+        "publish/messages/refused/queue full",
+        "refused_messages_total",
+        _REFUSED,
+        lambda s: s.counters.refused_queue_full,
+        ("reason", "queue_full"),
+    ),
+    Metric(
+        "publish/messages/refused/store failing",
+        "refused_messages_total",
+        _REFUSED,
+        lambda s: s.counters.refused_store_failing,
+        ("reason", "store_failing"),
+    ),
+    Metric(
+        "clients/waiting",
+        "publishers_waiting",
+        'Clients whose messages wait for room in a queue (queue_full = "wait").',
+        lambda s: s.broker.pressure.publishers_waiting,
     ),
 ]
 

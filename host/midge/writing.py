@@ -103,7 +103,7 @@ class Writer:
                 if self.problem:
                     self.problem = ""
                     log.warning("the store can be written again")
-                    self._loop.call_soon_threadsafe(self._broker.store_recovered)
+                    self._loop.call_soon_threadsafe(self._broker.pressure.store_recovered)
                 return settled
             except StoreError as error:
                 if not self.problem:
@@ -116,7 +116,7 @@ class Writer:
                 time.sleep(_RETRY_S)
 
     def _failed(self) -> None:
-        self._broker.store_failed()
+        self._broker.pressure.store_failed()
         self._released()
 
     def finish(self) -> None:

@@ -161,6 +161,12 @@ class LimitsSection(Section):
         ge=0,
     )
     max_queued_bytes: int = key(_LIMITS.max_queued_bytes, "Their topics and payloads.", unit="bytes", ge=0)
+    queue_full: Literal["drop-oldest", "reject", "wait"] = key(
+        _LIMITS.queue_full,
+        'Messages for a session that has no room left. "drop-oldest": the oldest gives way and is counted. '
+        '"reject": refused for all who would get it (5.0: reason 0x97; 3.1.1: no acknowledgement, and the '
+        'connection is closed). "wait": acknowledged once there is room.',
+    )
     max_message_memory: int = key(
         _LIMITS.max_message_memory,
         "Memory for queued and retained messages, half for each; what is beyond lives on disk only.",

@@ -27,6 +27,7 @@ class Backlog:
         self.limit = limit  # bytes
         self.reader = reader  # None: there is no store to read from, so all stays in memory
         self.bytes = 0  # in memory, of queues that last
+        self.has_made_room = False  # something has left a queue; set by them, cleared by `Pressure`
         self._in_memory: dict[Queue, None] = {}  # queues that hold something there, the oldest first
 
     def took(self, queue: Queue, size: int) -> None:
@@ -88,9 +89,16 @@ class Queue:
         size = delivery.message.size()
         self.count -= 1
         self.bytes -= size
+        self._backlog.has_made_room = True
         if self.lasts:
             self._backlog.gave(self, size + _DELIVERY_BYTES)
         return delivery
+
+    def next_qos(self) -> int:
+        """Of the oldest; there must be one."""
+        if not self._head:
+            self._load()
+        return self._head[0].qos
 
     def first_position(self) -> int:
         """Of the oldest, or one that no other delivery has before it; there must be one."""
@@ -113,6 +121,7 @@ class Queue:
         self._head.clear()
         self._tail.clear()
         self.count = self.bytes = self.stored = 0
+        self._backlog.has_made_room = True
 
     # -- memory and disk --
 

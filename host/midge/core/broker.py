@@ -24,6 +24,7 @@ from midge.core.connection import Connection, Owner
 from midge.core.limits import Counters, Limits
 from midge.core.message import Message
 from midge.core.passage import Passage
+from midge.core.pressure import Pressure
 from midge.core.retained import Retained
 from midge.core.routing import Routing, SharedGroup, Subscription, Target
 from midge.core.session import NEVER_EXPIRES, Session
@@ -60,6 +61,7 @@ class Broker:
         self.changes: Changes | None = Changes() if is_durable else None
         self.committed_batch = 0  # number of the last batch that is kept
         self.ready: list[Connection] = []  # connections with output or to be closed, since the last turn
+        self.pressure = Pressure(self)
         self._next_session_key = 1
         self._is_stopping = False  # set by `shut_down`
 
@@ -87,6 +89,7 @@ class Broker:
         for field in fields(limits):
             setattr(self.limits, field.name, getattr(limits, field.name))
         self.routing.set_max_levels(limits.max_topic_levels)
+        self.pressure.update()
 
     def output_ready(self, connection: Connection) -> None:
         """*connection* has output, or is to be closed, at the end of this turn."""
@@ -95,6 +98,8 @@ class Broker:
     def end_turn(self) -> list[Connection]:
         """The connections that have something to send or to end. Output that rests on changes of this
         turn is held back until `committed`."""
+        if self.pressure.is_on:
+            self.pressure.turn_ends()
         ready, self.ready = self.ready, []
         if self.changes is not None:
             for connection in ready:
@@ -110,12 +115,6 @@ class Broker:
     def committed(self, number: int) -> None:
         """Batch *number*, and with it all before it, is kept."""
         self.committed_batch = number
-
-    def store_failed(self) -> None:
-        """The store can't be written for now."""
-
-    def store_recovered(self) -> None:
-        """It can be written again."""
 
     def settled(self, number: int) -> None:
         """What batches up to *number* hold can be read back from the store."""
@@ -235,6 +234,7 @@ class Broker:
         if connection in self.connections:
             self.connections.remove(connection)
             self.by_address.remove(connection.address)
+            self.pressure.forget(connection)
         session = connection.session
         if session is not None and session.connection is connection:
             self._detach(connection, session, now)
@@ -401,6 +401,8 @@ class Broker:
         """Whether the limits allow *message* to be kept as its topic's retained message."""
         retained, limits = self.retained, self.limits
         size = message.size()
+        if self.pressure.is_store_failing and self.changes is not None and self.changes.is_large:
+            return False
         if retained.count < limits.max_retained_messages and retained.bytes + size <= limits.max_retained_bytes:
             return True
         if not message.payload:
@@ -450,6 +452,8 @@ class Broker:
         permissions = session.permissions
         if permissions is not None and not permissions.may_subscribe(topic_filter):
             return ReasonCode.NOT_AUTHORIZED
+        if self.pressure.is_store_failing and session.changes is not None:
+            return ReasonCode.QUOTA_EXCEEDED  # a restart would have forgotten it
         if topic_filter.count("/") >= self.limits.max_topic_levels:
             self.counters.meet("max_topic_levels")
             return ReasonCode.TOPIC_FILTER_INVALID

@@ -137,6 +137,7 @@ class Changes:
     def __init__(self, next_message_key: int = 1) -> None:
         self.number = 1  # of the batch that is being filled
         self.settled = 0  # number of the last batch that is settled; set by the broker
+        self.is_stuck = False  # the store can't be written for now; set and cleared by `Pressure`
         self.pending_bytes = 0  # of payloads in the batch; reset by `take`
         self.is_rested_on = False  # output waits for this batch; set by `rest`, reset by `take`
         self._next_message_key = next_message_key

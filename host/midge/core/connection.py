@@ -54,7 +54,7 @@ class _Gone:
 _GONE = _Gone()
 
 # Why a connection is not read from; bits of `Connection.holds`.
-HELD_BY_STORE, HELD_BY_ADMISSION, HELD_BY_RATE = 1, 2, 4
+HELD_BY_STORE, HELD_BY_ADMISSION, HELD_BY_RATE, HELD_BY_QUEUE = 1, 2, 4, 8
 
 _PACKET_ID = struct.Struct("!H")
 _PINGRESP = b"\xd0\x00"
@@ -82,6 +82,7 @@ class Connection:
         "decoder",
         "exchange",
         "expiry_timer",
+        "has_postponed_qos2",
         "held",
         "holds",
         "identity",
@@ -100,6 +101,7 @@ class Connection:
         "ping_position",
         "ping_timer",
         "plain_version",
+        "postponed",
         "rate",
         "rate_timer",
         "receive_maximum",
@@ -159,6 +161,10 @@ class Connection:
         self.ping_position = 0  # of the last delivery that it waits for
         self.ping_timer: Timer | None = None
         self.out: list[bytes] = []  # this turn's output
+        # Packets that wait until the store can be written again, and whether QoS 2 messages do that should have
+        # been sent again at CONNECT.
+        self.postponed: list[bytes] = []
+        self.has_postponed_qos2 = False
         self.rests = False  # this turn's output must not leave before this turn's commit
         self.held: list[tuple[int, list[bytes]]] = []  # (batch that it rests on, output), oldest first
         self.is_paused = False  # set and cleared by the owner: the peer reads too slowly
@@ -388,10 +394,50 @@ class Connection:
         return len(self.out) + sum(len(output) for _, output in self.held)
 
     def rest_on_commit(self) -> None:
-        """What this connection is sent in this turn leaves only after the turn's changes are kept."""
+        """What this connection is sent in this turn leaves only after the turn's changes are kept. Not while the
+        store can't be written: what must rest then is refused or postponed."""
+        changes = self.broker.changes
+        if changes is None or changes.is_stuck:
+            return
         self.rests = True
         if self.is_paused:  # what it was sent in earlier turns is still there, so it isn't named as ready anew
             self.broker.output_ready(self)
+
+    def drop_held(self) -> None:
+        """The store can't be written, so what rests on it can't be sent: whoever waits for it is disconnected, and
+        sends again what it has no acknowledgement of."""
+        was_greeting = bool(self.held) and self.held[0][1][0][0] == 0x20
+        self.held.clear()
+        self.out.clear()
+        self.rests = False
+        if was_greeting:
+            self.send(p.Connack(False, self._connack_code(ReasonCode.QUOTA_EXCEEDED), None))
+            self.abort("the store can't be written")
+        else:
+            self.close(ReasonCode.QUOTA_EXCEEDED, "the store can't be written")
+
+    def _postpone(self, data: bytes) -> bool:
+        """Whether *data* has to wait until the store can be written: then it does."""
+        session, changes = self.session, self.broker.changes
+        if changes is None or not changes.is_stuck or session is None or session.changes is None:
+            return False
+        self.postponed.append(data)
+        return True
+
+    def store_recovered(self, now: float) -> None:
+        """Send what was postponed; it rests on the commit of what led to it."""
+        session = self.session
+        assert session is not None
+        if self.postponed:
+            self.rest_on_commit()
+            for data in self.postponed:
+                self.send_bytes(data)
+            self.postponed = []
+        if self.has_postponed_qos2:
+            self.has_postponed_qos2 = False
+            self.rest_on_commit()
+            session.resend_qos2(now)
+        session.fill_window(now)
 
     def send_bytes(self, data: bytes) -> None:
         if self.is_closing:
@@ -508,10 +554,15 @@ class Connection:
             return
         packet_id = packet.packet_id
         if qos == 2 and packet_id in session.received:
-            self._acknowledge(b"\x50", packet_id)  # a duplicate: answered, not routed [MQTT-4.3.3-10]
-            self.rests = self.rests or session.changes is not None
+            # A duplicate: answered, not routed [MQTT-4.3.3-10].
+            if not self._postpone(b"\x50\x02" + _PACKET_ID.pack(packet_id)):
+                self._acknowledge(b"\x50", packet_id)
+                self.rests = self.rests or session.changes is not None
             return
-        if self.unacknowledged + self.unreleased >= self.receive_maximum and self.version == 5:
+        under_way = self.unacknowledged + self.unreleased
+        if broker.pressure.is_on:
+            under_way += broker.pressure.waiting(self)
+        if under_way >= self.receive_maximum and self.version == 5:
             raise ProtocolError(ReasonCode.RECEIVE_MAXIMUM_EXCEEDED, "more than Receive Maximum under way")
         kind = b"\x40" if qos == 1 else b"\x50"
         if not broker.may_publish(self, topic):
@@ -524,16 +575,38 @@ class Connection:
         if message.retain and not (broker.has_room_to_retain(message) or self.is_trusted):
             self._refuse_publish(kind, packet_id, ReasonCode.QUOTA_EXCEEDED, "no room for another retained message")
             return
-        matched = broker.publish(message, session, now)
+        if broker.pressure.is_on and not broker.pressure.admits(self, packet, topic):
+            return
+        self._route(message, session, packet, now)
+
+    def take_publish(self, packet: p.Publish, topic: str, now: float) -> None:
+        """There is room at last for a message that has waited (see `Pressure`)."""
+        session = self.session
+        assert session is not None
+        if self.broker.session_may_publish(session, topic):
+            self._route(Message.published(packet, topic, now, self.version), session, packet, now)
+        else:
+            self._acknowledge(b"\x40" if packet.qos == 1 else b"\x50", packet.packet_id, ReasonCode.NOT_AUTHORIZED)
+
+    def _route(self, message: Message, session: Session, packet: p.Publish, now: float) -> None:
+        """QoS 1 and 2: take *message* over, and acknowledge it."""
+        matched = self.broker.publish(message, session, now)
+        qos = packet.qos
         if qos == 2:
-            session.receive(packet_id)
+            session.receive(packet.packet_id)
             self.unreleased += 1
         else:
             self.unacknowledged += 1
         # Retained without payload it has no key, but what it took away must not come back.
         if message.key or message.retain or (qos == 2 and session.changes is not None):
             self.rests = True
-        self._acknowledge(kind, packet_id, 0 if matched else ReasonCode.NO_MATCHING_SUBSCRIBERS)
+        reason_code = 0 if matched else ReasonCode.NO_MATCHING_SUBSCRIBERS
+        self._acknowledge(b"\x40" if qos == 1 else b"\x50", packet.packet_id, reason_code)
+
+    def refuse_publish(self, packet: p.Publish, reason: str) -> None:
+        """There is no room for it."""
+        kind = b"\x40" if packet.qos == 1 else b"\x50"
+        self._refuse_publish(kind, packet.packet_id, ReasonCode.QUOTA_EXCEEDED, reason)
 
     def _refuse_publish(self, kind: bytes, packet_id: int, reason_code: ReasonCode, reason: str) -> None:
         """QoS 1 and 2. 3.1.1 has no answer but success: the connection is closed, and nothing acknowledged."""
@@ -560,7 +633,7 @@ class Connection:
         session = self._session()
         is_refused = packet.reason_code >= 0x80
         if session.pubrec(packet.packet_id, is_refused, now):
-            if not is_refused:
+            if not (is_refused or self._postpone(b"\x62\x02" + _PACKET_ID.pack(packet.packet_id))):
                 self.send_pubrel(packet.packet_id)
         elif not is_refused:
             self.send(p.Pubrel(packet.packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND))
@@ -572,6 +645,8 @@ class Connection:
                 self.unreleased -= 1
             # A restart that forgot this PUBREL would take the next message with this identifier for a
             # duplicate.
+            if self._postpone(b"\x70\x02" + _PACKET_ID.pack(packet.packet_id)):
+                return
             self.rests = self.rests or session.changes is not None
             self._acknowledge(b"\x70", packet.packet_id)
         else:
@@ -606,7 +681,7 @@ class Connection:
             else:
                 codes.append(refusal if self.version == 5 else 0x80)  # [MQTT-3.9.3-2]
         if session.changes is not None:
-            self.rests = True
+            self.rest_on_commit()
         self.send(p.Suback(packet.packet_id, codes, None))
         for subscription in () if self.is_closing else granted:
             self.broker.send_retained(subscription, now)
@@ -620,7 +695,7 @@ class Connection:
             for topic_filter in packet.filters
         ]
         if session.changes is not None:
-            self.rests = True
+            self.rest_on_commit()
         self.send(p.Unsuback(packet.packet_id, [int(code) for code in codes], None))
 
     def _on_pingreq(self, packet: p.Pingreq, now: float) -> None:

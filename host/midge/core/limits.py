@@ -5,6 +5,7 @@ Knows nothing of who sets them; the configuration file does.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(slots=True)
@@ -19,6 +20,10 @@ class Limits:
     max_queued_messages: int = 1000
     # bytes of payload and topic that wait for one session. Mosquitto: no limit; ours must have one.
     max_queued_bytes: int = 64_000_000
+
+    # what becomes of a message for a session whose queue is full: see midge.core.pressure. Mosquitto drops the
+    # newest, EMQX the oldest, both with success to the publisher; NATS and RabbitMQ let one choose.
+    queue_full: Literal["drop-oldest", "reject", "wait"] = "drop-oldest"
 
     # bytes of memory for messages that wait in queues and for retained ones, half for each; what is beyond
     # lives on disk only. Without a store there is nowhere else: then the limits above are what bounds it.
@@ -112,6 +117,8 @@ class Counters:
         "publish_received",
         "publish_sent",
         "refused",
+        "refused_queue_full",
+        "refused_store_failing",
         "sessions_expired",
         "sessions_maximum",
         "sockets",
@@ -125,6 +132,8 @@ class Counters:
         self.sockets = 0  # connections that were accepted, with or without CONNECT; counted by their owner
         self.connections = 0  # CONNECT packets that were accepted
         self.refused = 0  # CONNECT packets that were refused
+        self.refused_queue_full = 0  # messages that were not taken: queue_full = "reject"
+        self.refused_store_failing = 0  # messages that were not taken: the disk is full
         self.protocol_errors = 0  # connections closed for a malformed or illegal packet
         self.publish_received = 0  # PUBLISH packets from clients, duplicates of QoS 2 not counted
         self.publish_sent = 0  # PUBLISH packets to clients

@@ -97,25 +97,28 @@ class SharedGroup:
 
         *is_kept*: QoS 1 or 2, which an absent member's session can keep if nobody is there.
         """
+        target = self.best(topic, is_kept)
+        if target is not None:
+            self.members[target.session] = self.members.pop(target.session)
+        return target
+
+    def best(self, topic: str, is_kept: bool) -> Target | None:
+        """Whom `choose` would choose."""
         best: Session | None = None
-        best_rank = 3 if is_kept else 2
+        best_rank = 5 if is_kept else 2
         for session in self.members:
             if session.permissions is not None and not session.permissions.may_read(topic):
                 continue
             connection = session.connection
-            if connection is None:
-                rank = 2
-            else:
-                rank = 1 if session.queue or len(session.in_flight) >= connection.window else 0
+            if connection is not None and not session.queue.count and len(session.in_flight) < connection.window:
+                best = session
+                break
+            rank = 1 if connection is not None else 2
+            if is_kept and session.queue.count >= session.limits.max_queued_messages:
+                rank += 2  # its queue is full
             if rank < best_rank:
                 best, best_rank = session, rank
-                if rank == 0:
-                    break
-        if best is None:
-            return None
-        subscription = self.members.pop(best)
-        self.members[best] = subscription
-        return subscription.target
+        return None if best is None else self.members[best].target
 
 
 class Route:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from midge.core.routing import Subscription
     from midge.core.timers import Timer
 
+# Messages that a queue may exceed twice its limit by, when what comes was acknowledged to nobody.
+_EXCESS = 100
+
 NEVER_EXPIRES = 0xFFFF_FFFF  # Session Expiry Interval (MQTT 5.0 §3.1.2.11.2); clean session 0 of 3.1.1
 
 
@@ -127,16 +130,32 @@ class Session:
         self.last_position = position = self.last_position + 1
         delivery = Delivery(message, qos, retain, identifiers, position, shared)
         connection = self.connection
-        if connection is not None and not self.queue.count and len(self.in_flight) < connection.window:
+        if (
+            connection is not None
+            and not self.queue.count
+            and len(self.in_flight) < connection.window
+            and not (qos == 2 and self._is_stuck())
+        ):
             self._send(delivery, connection, now)
         else:
             self._enqueue(delivery)
 
+    def _is_stuck(self) -> bool:
+        """The store can't be written: QoS 2, whose packet identifier must be kept before it leaves, has to wait."""
+        return self.changes is not None and self.changes.is_stuck
+
     def _enqueue(self, delivery: Delivery) -> None:
+        queue, limits = self.queue, self.limits
+        if limits.queue_full != "drop-oldest" and queue.count >= 2 * limits.max_queued_messages + _EXCESS:
+            # Publishers were asked to wait, or refused, long before (see `Pressure`): this is a will, or what
+            # a member of a shared subscription has left, and nobody is told that it was kept.
+            self.counters.dropped_queue_full += 1
+            return
         if self.changes is not None:
             self.changes.delivery(self, delivery)
-        queue, limits = self.queue, self.limits
         queue.append(delivery)
+        if limits.queue_full != "drop-oldest":
+            return
         while queue.count > limits.max_queued_messages or queue.bytes > limits.max_queued_bytes:
             # Mosquitto drops the newest; a reading that is hours old is worth less than today's.
             self._forget(queue.popleft())
@@ -178,6 +197,8 @@ class Session:
             return
         queue, in_flight, window = self.queue, self.in_flight, connection.window
         while queue.count and len(in_flight) < window:
+            if self._is_stuck() and queue.next_qos() == 2:
+                break
             delivery = queue.popleft()
             if delivery.message.is_expired(now):
                 self._forget(delivery)
@@ -221,12 +242,26 @@ class Session:
         """Send again what the last connection left unacknowledged, in order [MQTT-4.4.0-1], then the queue."""
         connection = self.connection
         assert connection is not None
+        is_stuck = self._is_stuck()
         for delivery in list(self.in_flight.values()):
-            if delivery.is_released:
-                connection.send_pubrel(delivery.packet_id)
-            elif not connection.send_publish(delivery, now, dup=True):
-                self._remove_in_flight(delivery.packet_id)
+            if is_stuck and delivery.qos == 2:
+                connection.has_postponed_qos2 = True
+            else:
+                self._resend(delivery, connection, now)
         self.fill_window(now)
+
+    def resend_qos2(self, now: float) -> None:
+        """What `resume` left out because the store couldn't be written."""
+        connection = self.connection
+        assert connection is not None
+        for delivery in [delivery for delivery in self.in_flight.values() if delivery.qos == 2]:
+            self._resend(delivery, connection, now)
+
+    def _resend(self, delivery: Delivery, connection: Connection, now: float) -> None:
+        if delivery.is_released:
+            connection.send_pubrel(delivery.packet_id)
+        elif not connection.send_publish(delivery, now, dup=True):
+            self._remove_in_flight(delivery.packet_id)
 
     def puback(self, packet_id: int, now: float) -> None:
         """PUBACK: the message is the client's now."""

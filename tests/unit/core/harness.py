@@ -32,6 +32,7 @@ class Core:
         self.now = now
         self.broker = Broker(Limits(**limits), access, is_durable)
         self.written: list[Batch] = []
+        self._failed: Batch | None = None  # what can't be written
         if is_durable:
             self.store = store or MemoryStore()
             restore(self.broker, self.store.load(), self.store.reader, self.now)
@@ -56,6 +57,8 @@ class Core:
         while self.broker.ready:  # a connection that ends may give others something to send (its will)
             for connection in self.broker.end_turn():
                 connection.owner.flush()
+        if self._failed is not None:
+            return
         if commit:
             while (batch := self.broker.take_batch()) is not None:
                 self.written.append(batch)
@@ -64,6 +67,24 @@ class Core:
                 self.broker.settled(settled)
                 for connection in list(self.broker.connections):
                     connection.owner.flush()
+
+    def fail_store(self) -> None:
+        """The batch that is due can't be written; what is due after it waits."""
+        batch = self.broker.take_batch()
+        assert batch is not None and self._failed is None, "nothing is to be written"
+        self._failed = batch
+        self.broker.pressure.store_failed()
+        self.turn()
+
+    def recover_store(self) -> None:
+        batch, self._failed = self._failed, None
+        assert batch is not None
+        self.written.append(batch)
+        self.store.write(batch)
+        self.broker.pressure.store_recovered()
+        self.broker.committed(batch.number)
+        self.turn()
+        self.advance(0)
 
     def restarted(self, **limits: Any) -> Core:
         """A new core on what was written, as after a crash."""

@@ -1,0 +1,187 @@
+"""What becomes of a message at QoS 1 or 2 that a queue, or the store, has no room for.
+Knows who would get it and who waits with it; routes nothing itself.
+
+The choice is `limits.queue_full`, and it is made before anything is done with the message:
+
+- "drop-oldest": taken; the oldest of the full queue is dropped and counted.
+- "reject": refused as a whole, so that nobody gets it. If those with room got it, they would get it again each time
+  the publisher tries again, and the publisher could not tell who has it. So one session whose queue is full stops
+  its topics for all who share them: whoever chooses "reject" would rather have that than lose a message. (RabbitMQ,
+  for one, delivers to those with room and refuses all the same.)
+- "wait": the message is kept here, not acknowledged, until there is room in all queues; what its publisher sends
+  at QoS 1 and 2 meanwhile queues behind it, so that the order of messages and of acknowledgements is kept
+  [MQTT-4.6.0-2], [MQTT-4.6.0-6]. The publisher's own window, or Receive Maximum, slows it down.
+
+When the store can't be written, what has to be in it is refused whatever the choice (5.0: 0x97; 3.1.1: no
+acknowledgement, and the connection is closed); everything else goes on. What the failed batch holds has been done in
+memory but not acknowledged: whoever waits for that is disconnected, and does as after any lost connection. It will be
+written when there is space; at QoS 2 what is sent again is then known by its packet identifier.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from midge.core.connection import HELD_BY_QUEUE
+from midge.core.routing import Target
+from midge.protocol.packets import Publish
+
+if TYPE_CHECKING:
+    from midge.core.broker import Broker
+    from midge.core.connection import Connection
+
+DROP_OLDEST, REJECT, WAIT = "drop-oldest", "reject", "wait"
+
+# bytes of payload of one publisher that wait for room, before it isn't read from: a 3.1.1 client that has no
+# window of its own would fill our memory. Then its keep alive runs out, unless there is room in time.
+_WAITING_BYTES_MAX = 4_000_000
+
+
+class _Waiting:
+    """One publisher's messages, in order."""
+
+    __slots__ = ("bytes", "publishes")
+
+    def __init__(self) -> None:
+        self.publishes: deque[tuple[Publish, str]] = deque()  # with their topic names, aliases resolved
+        self.bytes = 0
+
+
+class Pressure:
+    """`admits` is asked about each message at QoS 1 and 2 while `is_on`."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._waiting: dict[Connection, _Waiting] = {}  # longest wait first
+        self.is_store_failing = False  # set by `store_failed`, cleared by `store_recovered`
+        self.is_on = False
+        self.update()
+
+    def update(self) -> None:
+        """The limits have changed."""
+        self.is_on = self.is_store_failing or self._broker.limits.queue_full != DROP_OLDEST
+        self._go_on_soon()
+
+    def waiting(self, connection: Connection) -> int:
+        """How many messages of its client wait for room."""
+        waiting = self._waiting.get(connection)
+        return 0 if waiting is None else len(waiting.publishes)
+
+    @property
+    def publishers_waiting(self) -> int:
+        return len(self._waiting)
+
+    def admits(self, connection: Connection, packet: Publish, topic: str) -> bool:
+        """True: go on with it. False: it was refused, or waits."""
+        waiting = self._waiting.get(connection)
+        if waiting is None:
+            verdict = self._verdict(connection, packet, topic)
+            if verdict == "":
+                return True
+            if verdict == REJECT:
+                return False
+            waiting = self._waiting[connection] = _Waiting()
+        waiting.publishes.append((packet, topic))
+        waiting.bytes += len(packet.payload)
+        if waiting.bytes > _WAITING_BYTES_MAX or len(waiting.publishes) > connection.receive_maximum:
+            connection.hold(HELD_BY_QUEUE, True)
+        return False
+
+    def _verdict(self, connection: Connection, packet: Publish, topic: str) -> str:
+        """"" if there is room; REJECT: it was refused; WAIT: it has to wait."""
+        broker = self._broker
+        session = connection.session
+        assert session is not None
+        route = broker.routing.route(topic)
+        targets = [target if target.session is not session else target.own for target in route.targets]
+        targets += [group.best(topic, True) for group in route.groups]
+        must_last = packet.retain or (packet.qos == 2 and session.changes is not None)
+        is_full = is_too_large = False
+        size = len(topic) + len(packet.payload)
+        for target in targets:
+            if target is None or not target.qos:
+                continue
+            must_last = must_last or target.session.changes is not None
+            is_full = is_full or not self._has_room(target, size)
+            is_too_large = is_too_large or size > broker.limits.max_queued_bytes
+        counters = broker.counters
+        if self.is_store_failing and must_last and broker.changes is not None:
+            counters.refused_store_failing += 1
+            connection.refuse_publish(packet, "the store can't be written")
+            return REJECT
+        policy = broker.limits.queue_full
+        if not is_full or policy == DROP_OLDEST:
+            return ""
+        if policy == REJECT or is_too_large:
+            counters.refused_queue_full += 1
+            connection.refuse_publish(packet, "the queue of a subscriber is full")
+            return REJECT
+        return WAIT
+
+    def _has_room(self, target: Target, size: int) -> bool:
+        session, limits = target.session, self._broker.limits
+        queue, connection = session.queue, session.connection
+        if connection is not None and not queue.count and len(session.in_flight) < connection.window:
+            return True  # it isn't queued at all
+        return queue.count < limits.max_queued_messages and queue.bytes + size <= limits.max_queued_bytes
+
+    # -- those who wait --
+
+    def turn_ends(self) -> None:
+        """If something has left a queue: those who wait try again."""
+        if self._waiting and self._broker.backlog.has_made_room:
+            self._go_on_soon()
+        self._broker.backlog.has_made_room = False
+
+    def _go_on_soon(self) -> None:
+        if self._waiting or self.is_store_failing:
+            self._broker.timers.at(0.0, self._go_on)
+
+    def _go_on(self, now: float) -> None:
+        for connection, waiting in list(self._waiting.items()):
+            publishes = waiting.publishes
+            while publishes and not connection.is_closing:
+                packet, topic = publishes[0]
+                verdict = self._verdict(connection, packet, topic)
+                if verdict == WAIT:
+                    break
+                publishes.popleft()
+                waiting.bytes -= len(packet.payload)
+                if verdict == "":
+                    connection.take_publish(packet, topic, now)
+            if not publishes or connection.is_closing:
+                self.forget(connection)
+
+    def forget(self, connection: Connection) -> None:
+        """It has nothing that waits any more. What a lost connection had is not acknowledged, and will be sent
+        again [MQTT-4.4.0-1]."""
+        if self._waiting.pop(connection, None) is not None:
+            connection.hold(HELD_BY_QUEUE, False)
+
+    # -- the store --
+
+    def store_failed(self) -> None:
+        """The batch that is being written can't be, for now."""
+        broker = self._broker
+        self.is_store_failing = self.is_on = True
+        if broker.changes is not None:
+            broker.changes.is_stuck = True
+        for connection in list(broker.connections):
+            if connection.held or connection.rests:
+                connection.drop_held()
+
+    def store_recovered(self) -> None:
+        """It can be, and is."""
+        broker = self._broker
+        self.is_store_failing = False
+        if broker.changes is not None:
+            broker.changes.is_stuck = False
+        self.update()
+        broker.timers.at(0.0, self._catch_up)
+
+    def _catch_up(self, now: float) -> None:
+        """Send what had to rest on a commit meanwhile."""
+        for connection in list(self._broker.connections):
+            if connection.session is not None and not connection.is_closing:
+                connection.store_recovered(now)
