@@ -18,7 +18,7 @@ from midge.checks import check_access, store_problem
 from midge.config import Bridge as BridgeSection
 from midge.config import Config, ConfigError, Listener
 from midge.core.broker import Broker
-from midge.core.connection import HELD_BY_STORE, Connection
+from midge.core.connection import Connection
 from midge.core.restore import restore
 from midge.listeners.connection import ClientConnection, log_admitted
 from midge.listeners.door import Door
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("midge.server")
 
-# bytes of payload that may wait for the store before publishers are no longer read from.
-_UNWRITTEN_MAX = 16_000_000
 # s that clients get to read their DISCONNECT when the broker stops.
 _STOP_TIMEOUT_S = 0.8
 # s that connections which were cut get to say so.
@@ -71,7 +69,6 @@ class Server:
         self._writer: Writer | None = None  # set by `start` if there is a store
         # Each once, however many turns end before the commit.
         self._waiting: dict[Connection, None] = {}  # with output that rests on a commit
-        self._held: dict[Connection, None] = {}  # that are not read from until the store has caught up
         self._turns = Turns(self.broker, self._wait_for_commit, self._turn_ended if self._store else None)
         self._announcing: Announcing | None = None
         self._bridges: list[Bridge] = []
@@ -293,22 +290,18 @@ class Server:
         """With a store: write what the turn has changed, and don't read on where that is more than it takes."""
         assert self._writer is not None
         changes = self.broker.changes
-        if changes is not None and changes.pending_bytes > _UNWRITTEN_MAX:
+        if changes is not None and changes.is_overdue:
             for connection in self._waiting:
-                connection.hold(HELD_BY_STORE, True)
-                self._held[connection] = None
+                self.broker.hold_by_store(connection)
         self._writer.write_soon()
 
     def _released(self) -> None:
         """A batch is committed, or the store's state has changed: send what rested on it."""
         waiting, self._waiting = self._waiting, {}
-        held, self._held = self._held, {}
         for connection in waiting:
             connection.owner.flush()
             if not connection.is_drained:
                 self._waiting[connection] = None
-        for connection in held:
-            connection.hold(HELD_BY_STORE, False)
         if self.broker.ready:
             self.end_turn_soon()
 

@@ -160,10 +160,10 @@ class Subscriber(Peer):
         elif isinstance(packet, p.Publish) and packet.qos == 2:
             if packet.packet_id not in self._received:
                 self._received.add(packet.packet_id)
-                self.numbers.append(int(packet.payload))
+                self.numbers.append(int(packet.payload[:8]))
             self.send(p.Pubrec(packet.packet_id))
         elif isinstance(packet, p.Publish):
-            self.numbers.append(int(packet.payload))
+            self.numbers.append(int(packet.payload[:8]))
             if packet.qos:
                 self.send(p.Puback(packet.packet_id))
         return True

@@ -20,7 +20,7 @@ from midge.core.addresses import ConnectionCounts
 from midge.core.backlog import Backlog
 from midge.core.catch_up import CatchUp
 from midge.core.changes import Batch, Changes
-from midge.core.connection import Connection, Owner
+from midge.core.connection import HELD_BY_STORE, Connection, Owner
 from midge.core.limits import Counters, Limits
 from midge.core.message import Message
 from midge.core.passage import Passage
@@ -62,6 +62,7 @@ class Broker:
         self.committed_batch = 0  # number of the last batch that is kept
         self.ready: list[Connection] = []  # connections with output or to be closed, since the last turn
         self.pressure = Pressure(self)
+        self._held_by_store: dict[Connection, None] = {}  # not read from until the store has caught up
         self._next_session_key = 1
         self._is_stopping = False  # set by `shut_down`
 
@@ -107,6 +108,11 @@ class Broker:
                     connection.end_turn(self.changes)
         return ready
 
+    def hold_by_store(self, connection: Connection) -> None:
+        """More is to be written than the disk takes: don't read on from who brings more of it."""
+        connection.hold(HELD_BY_STORE, True)
+        self._held_by_store[connection] = None
+
     def take_batch(self) -> Batch | None:
         """What is to be written to the store next, if there is anything. One at a time: while one is
         being written, the turns that end share the next."""
@@ -118,8 +124,9 @@ class Broker:
 
     def settled(self, number: int) -> None:
         """What batches up to *number* hold can be read back from the store."""
-        if self.changes is not None:
-            self.changes.settled = number
+        held, self._held_by_store = self._held_by_store, {}
+        for connection in held:
+            connection.hold(HELD_BY_STORE, False)
         self.retained.relieve(number)
         self.backlog.relieve(number)
 

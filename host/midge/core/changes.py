@@ -125,6 +125,9 @@ def message_row(message: Message) -> MessageRow:
 # A batch of so many bytes of payload, or new messages, is written though nobody waits for it.
 _LARGE_BYTES = 1_000_000
 _LARGE_COUNT = 2000
+# And with so much no more is read from those who bring it: as much again is being written, and being settled.
+_OVERDUE_BYTES = 4_000_000
+_OVERDUE_COUNT = 20_000
 
 
 class Changes:
@@ -136,7 +139,6 @@ class Changes:
 
     def __init__(self, next_message_key: int = 1) -> None:
         self.number = 1  # of the batch that is being filled
-        self.settled = 0  # number of the last batch that is settled; set by the broker
         self.is_stuck = False  # the store can't be written for now; set and cleared by `Pressure`
         self.pending_bytes = 0  # of payloads in the batch; reset by `take`
         self.is_rested_on = False  # output waits for this batch; set by `rest`, reset by `take`
@@ -162,9 +164,14 @@ class Changes:
         )
 
     @property
+    def is_overdue(self) -> bool:
+        """More has come than the store takes: whoever brings it should not be read from."""
+        return self.pending_bytes > _OVERDUE_BYTES or len(self._new) + len(self._retained) > _OVERDUE_COUNT
+
+    @property
     def is_large(self) -> bool:
         """It should be written even if nobody waits for it."""
-        return self.pending_bytes > _LARGE_BYTES or len(self._new) + len(self._done) > _LARGE_COUNT
+        return self.pending_bytes > _LARGE_BYTES or len(self._new) + len(self._retained) > _LARGE_COUNT
 
     def rest(self) -> int:
         """The number of the batch that output of this turn has to wait for."""

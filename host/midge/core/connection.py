@@ -551,6 +551,8 @@ class Connection:
                 if message.retain and not broker.has_room_to_retain(message):
                     message.retain = False  # QoS 0 can't be refused: passed on, not kept
                 broker.publish(message, session, now)
+                if message.key and broker.changes is not None and broker.changes.is_overdue:
+                    broker.hold_by_store(self)  # nothing else slows it down: it waits for no acknowledgement
             return
         packet_id = packet.packet_id
         if qos == 2 and packet_id in session.received:
