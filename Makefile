@@ -24,7 +24,7 @@ BENCH ?= *
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types spec siege bench mpy wheel reference clean mosquitto
+.PHONY: help setup run test lint types spec siege bridgefaults bench mpy wheel reference clean mosquitto
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -58,6 +58,9 @@ nightly: $(STAMP) mosquitto ## the long runs of simulation and faults (HISTORIES
 siege: $(STAMP) ## send 100,000 mutants and more to the board's broker in 128 kB (some 10 minutes)
 	MIDGE_SIEGE=100000 MIDGE_MUTANTS=100000 $(BIN)/pytest -s --timeout 3600 tests/fuzz/test_board_siege.py \
 	    tests/fuzz/test_board_bad_input.py -k "siege or once or mutated" $(ARGS)
+
+bridgefaults: $(STAMP) ## 200 kills of host, board and link in every phase of a hand-over across a bridge (10 minutes)
+	MIDGE_BRIDGE_KILLS=50 $(BIN)/pytest -s tests/faults/test_bridge_path.py $(ARGS)
 
 bench: $(STAMP) mosquitto ## measure, side by side with other programs (BENCH=host_broker ARGS="--rounds 1")
 	@for file in benchmarks/$(BENCH).py; do \

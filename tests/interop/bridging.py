@@ -131,8 +131,9 @@ def each_gets_each_once(*brokers: RunningBroker, messages: int = 10, may_lose: i
     for index, counter in enumerate(got):
         missing = wanted - set(counter)
         doubled = {payload: count for payload, count in counter.items() if count > 1}
-        assert len(missing) <= may_lose, f"broker {index} ({brokers[index].kind}) misses {sorted(missing)[:6]} of {len(missing)}"
-        assert not doubled, f"broker {index} ({brokers[index].kind}) got some twice: {list(doubled.items())[:6]}"
+        about = f"broker {index} ({brokers[index].kind})"
+        assert len(missing) <= may_lose, f"{about} misses {len(missing)}: {sorted(missing)[:6]}"
+        assert not doubled, f"{about} got some twice: {list(doubled.items())[:6]}"
 
 
 def node_modules(package: str) -> Path:
