@@ -271,6 +271,8 @@ def waited_for(port: int, cases: Iterable[Case], at_once: int = AT_ONCE) -> Iter
             witness.round_trips()
             for connection, outcome in connections:
                 _read_what_came(connection, outcome)
+                if outcome.case.reply is not None:
+                    _read_until(connection, outcome, outcome.case.reply)  # a commit may hold it back
                 outcome.stayed_open = not outcome.ended
                 with contextlib.suppress(OSError):  # a broker that didn't wait
                     connection.shutdown(socket.SHUT_WR)
@@ -301,6 +303,15 @@ def _read_what_came(connection: socket.socket, outcome: Outcome) -> None:
             data = b""
         outcome.received += data
         outcome.ended = not data
+
+
+def _read_until(connection: socket.socket, outcome: Outcome, reply: bytes) -> None:
+    deadline = time.monotonic() + ANSWER_TIMEOUT_S
+    while not (outcome.ended or outcome.received.endswith(reply)):
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([connection], [], [], left)[0]:
+            break
+        _read_what_came(connection, outcome)
 
 
 def _read_to_the_end(connections: list[tuple[socket.socket, Outcome]]) -> Iterator[Outcome]:
