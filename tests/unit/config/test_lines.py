@@ -6,6 +6,8 @@ import tomllib
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from midge.config.lines import KeyPath, lines_of
 from midge.config.reference import toml
@@ -80,3 +82,43 @@ def test_the_line_is_the_key_s() -> None:
     }.items():
         assert text[lines[path] - 1].startswith(start)
     assert lines["c", 0, "d", 1, "y"] > lines["c", 0, "d", 0, "y"]
+
+
+# What may stand in a file, each value in the form that tomllib takes and a scanner may stumble over.
+SCALARS = st.sampled_from(
+    ["1", "-1_000.5e3", "true", "inf", "07:32:00", "1979-05-27 07:32:00Z", '""', "''", '"]"', "'}'", '"\\""', "'\\'",
+     '"""\n[a]\nb = 1\n\\"""""', "'''\n# no\n''''", '"=" # [c]', '"\\u00e9"']
+)  # fmt: skip
+NAMES = st.sampled_from(["a", "b", "c-d", "1", '"e.f"', "'g#'", '"]"'])
+BLANKS = st.sampled_from(["", " ", "\t"])
+
+
+def in_list(value: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    items = st.lists(value.map(lambda text: text.partition(" #")[0]), max_size=3)
+    return st.tuples(items, st.sampled_from([",", " , ", ",\n", ", # ]\n"])).map(
+        lambda made: f"[{made[1].join(made[0])}\n]" if made[0] else "[ ]"
+    )
+
+
+VALUES = st.recursive(SCALARS, in_list, max_leaves=5)
+INLINE = st.dictionaries(NAMES, SCALARS.filter(lambda text: "\n" not in text and " #" not in text), max_size=2).map(
+    lambda made: "{ " + ", ".join(f"{name}.x = {value}" for name, value in made.items()) + " }"
+)
+PAIRS = st.dictionaries(NAMES, VALUES | INLINE, max_size=3).map(
+    lambda made: "".join(f"{name} = {value}\n" for name, value in made.items())
+)
+HEADERS = st.tuples(st.lists(NAMES, min_size=1, max_size=3), BLANKS, st.booleans()).map(
+    lambda made: f"{'[[' if made[2] else '['}{(made[1] + '.' + made[1]).join(made[0])}{']]' if made[2] else ']'}\n"
+)
+
+
+@given(PAIRS, st.lists(st.tuples(HEADERS, PAIRS), max_size=4))
+def test_whatever_tomllib_reads_every_key_has_a_line(first: str, tables: list[tuple[str, str]]) -> None:
+    text = first + "".join(header + pairs for header, pairs in tables)
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return  # the tables don't go together
+    lines = lines_of(text)
+    assert set(lines) == paths(data)
+    assert all(1 <= line <= text.count("\n") + 1 for line in lines.values())
