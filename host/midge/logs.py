@@ -2,6 +2,7 @@
 Knows how a line is written, not what is worth one.
 
 Who logs about a connection says `extra=about(client, address, ...)`: the text begins with it, JSON has its fields.
+About anything else it says `extra=fields(...)`: they are JSON's only, the text says it in its own words.
 """
 
 from __future__ import annotations
@@ -22,9 +23,14 @@ _encode = json.JSONEncoder(default=str).encode  # json.dumps would make an encod
 style: Format = "text"  # set by `set_up`
 
 
-def about(client: str | None, address: str, **fields: object) -> dict[str, object]:
+def about(client: str | None, address: str, **values: object) -> dict[str, object]:
     """For `extra=`: whom a line is about, and what more a program may want to know of it (JSON only)."""
-    return {"about": {"client": client, "address": address, **fields}}
+    return {"about": {"client": client, "address": address, **values}}
+
+
+def fields(**values: object) -> dict[str, object]:
+    """For `extra=`: what a program may want to know of it."""
+    return {"about": values}
 
 
 def set_up(level: str, chosen: Format) -> None:
@@ -63,12 +69,11 @@ class TextFormatter(logging.Formatter):
         self._clock = _Clock()
 
     def format(self, record: logging.LogRecord) -> str:
-        fields: dict[str, Any] | None = getattr(record, "about", None)
+        known: dict[str, Any] = getattr(record, "about", {})
         text = record.getMessage()
-        if fields is not None:
-            client = fields["client"]
-            who = fields["address"] if client is None else f"{client}@{fields['address']}"
-            text = f"{who}: {text}"
+        if "client" in known:
+            client, address = known["client"], known["address"]
+            text = f"{address}: {text}" if client is None else f"{client}@{address}: {text}"
         if record.exc_info is not None and record.exc_info[1] is not None:
             text += f": {_one_line(record.exc_info[1], record.exc_info[2])}"
         return f"{self._clock.text(record.created)} {record.levelname} {escape(text)}"

@@ -9,35 +9,35 @@ import sys
 
 import pytest
 
-from midge.logs import JsonFormatter, TextFormatter, about, escape
+from midge.logs import JsonFormatter, TextFormatter, about, escape, fields
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 
 
 def record(
-    message: str, *args: object, fields: dict[str, object] | None = None, error: bool = False
+    message: str, *args: object, extra: dict[str, object] | None = None, error: bool = False
 ) -> logging.LogRecord:
     exc_info = sys.exc_info() if error else None
     made = logging.LogRecord("midge.connection", logging.INFO, __file__, 1, message, args, exc_info)
-    for name, value in (fields or {}).items():
+    for name, value in (extra or {}).items():
         setattr(made, name, value)
     return made
 
 
 def test_a_line_of_text_begins_with_time_level_and_client() -> None:
     who = about("kitchen", "192.0.2.1:50123", user="anna")
-    line = TextFormatter().format(record("connected, MQTT %s", "5.0", fields=who))
+    line = TextFormatter().format(record("connected, MQTT %s", "5.0", extra=who))
     assert re.fullmatch(TIME + r" INFO kitchen@192\.0\.2\.1:50123: connected, MQTT 5\.0", line)
-    line = TextFormatter().format(record("closed", fields=about(None, "192.0.2.1:50123")))
+    line = TextFormatter().format(record("closed", extra=about(None, "192.0.2.1:50123")))
     assert re.fullmatch(TIME + r" INFO 192\.0\.2\.1:50123: closed", line)
     assert re.fullmatch(TIME + " INFO started", TextFormatter().format(record("started")))
 
 
 def test_a_line_of_json_has_them_as_fields() -> None:
-    line = JsonFormatter().format(record("connected", fields=about("kitchen", "192.0.2.1:50123", event="connected")))
-    fields = json.loads(line)
-    assert re.fullmatch(TIME, fields.pop("time"))
-    assert fields == {
+    line = JsonFormatter().format(record("connected", extra=about("kitchen", "192.0.2.1:50123", event="connected")))
+    found = json.loads(line)
+    assert re.fullmatch(TIME, found.pop("time"))
+    assert found == {
         "level": "info",
         "logger": "midge.connection",
         "client": "kitchen",
@@ -49,9 +49,9 @@ def test_a_line_of_json_has_them_as_fields() -> None:
 
 @pytest.mark.parametrize("client", ["a\nb", "a\r\nb", "\x1b[2J", "\x00", "\x7f\x85", "\u2028", "\u202e", "\ud800"])
 def test_no_client_identifier_makes_a_second_line_or_moves_the_cursor(client: str) -> None:
-    text = TextFormatter().format(record("%s", client, fields=about(client, "x")))
+    text = TextFormatter().format(record("%s", client, extra=about(client, "x")))
     assert text.isprintable()
-    line = JsonFormatter().format(record("%s", client, fields=about(client, "x")))
+    line = JsonFormatter().format(record("%s", client, extra=about(client, "x")))
     assert line.isprintable() and line.isascii()
     assert json.loads(line)["client"] == json.loads(line)["message"] == client
 
@@ -77,3 +77,10 @@ def test_the_time_is_the_record_s() -> None:
     assert formatter.format(at).startswith("2023-11-14T22:13:20.987Z ")
     at.created += 60
     assert formatter.format(at).startswith("2023-11-14T22:14:20.987Z ")
+
+
+def test_what_is_not_about_a_client_has_fields_for_programs_and_its_own_words_for_people() -> None:
+    made = record("bridge hub: connected", extra=fields(bridge="hub", address="mqtt://hub.local:1883"))
+    assert re.fullmatch(TIME + " INFO bridge hub: connected", TextFormatter().format(made))
+    line = json.loads(JsonFormatter().format(made))
+    assert (line["bridge"], line["address"]) == ("hub", "mqtt://hub.local:1883")

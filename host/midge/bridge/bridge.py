@@ -21,6 +21,7 @@ from midge.config import Bridge as Section
 from midge.core.broker import Broker
 from midge.core.passage import OWN_BRIDGES
 from midge.core.session import Session
+from midge.logs import fields
 
 log = logging.getLogger("midge.bridge")
 
@@ -108,6 +109,11 @@ class Bridge:
         session = self.session
         return 0 if session is None else len(session.queue) + len(session.in_flight)
 
+    @property
+    def known(self) -> dict[str, object]:
+        """For the log."""
+        return fields(bridge=self.section.name, address=self.address)
+
     def set_connected(self, is_connected: bool) -> None:
         if is_connected != self.is_connected:
             self.is_connected = is_connected
@@ -144,10 +150,10 @@ class Bridge:
             finally:
                 self.set_connected(False)
             if link.has_cleaned:
-                log.info("bridge %s: ended what an earlier store of ours had under way", section.name)
+                log.info("bridge %s: ended what an earlier store of ours had under way", section.name, extra=self.known)
                 continue
             if link.is_done:
-                log.info("bridge %s to %s: %s", section.name, self.address, reason)
+                log.info("bridge %s to %s: %s", section.name, self.address, reason, extra=self.known)
                 wait_s = section.reconnect_min
                 if section.start == "periodic":
                     await asyncio.sleep(max(0.0, started + section.interval - self.now()))
@@ -164,7 +170,7 @@ class Bridge:
                 if lasted_s > _STABLE_S:
                     wait_s = section.reconnect_min
             if reason != last_reason or link.was_up:  # an absent board is worth one line, not one a second
-                log.warning("bridge %s to %s: %s", section.name, self.address, reason)
+                log.warning("bridge %s to %s: %s", section.name, self.address, reason, extra=self.known)
             last_reason = reason
             self._addresses = [*self._addresses[1:], self._addresses[0]]
             # Jitter, so that bridges that lost the same board don't come back in step.
@@ -184,7 +190,8 @@ class Bridge:
             return False
         refused, *others = self._versions
         if link.is_too_new:
-            log.info("bridge %s: %s doesn't speak %s", self.section.name, self.address, refused)
+            name = self.section.name
+            log.info("bridge %s: %s doesn't speak %s", name, self.address, refused, extra=self.known)
             self._versions = others
             return True
         self._versions = [*others, refused]
@@ -197,12 +204,19 @@ class Bridge:
             return False
         if self.notifies:
             self.notifies = False
-            log.info("bridge %s: the remote broker doesn't take notifications under $SYS/", self.section.name)
+            log.info(
+                "bridge %s: the remote broker doesn't take notifications under $SYS/",
+                self.section.name,
+                extra=self.known,
+            )
             return True
         if self.may_echo:
             self.may_echo = False
-            log.info("bridge %s: whether the remote broker sends back what we send can't be found out",
-                     self.section.name)
+            log.info(
+                "bridge %s: whether the remote broker sends back what we send can't be found out",
+                self.section.name,
+                extra=self.known,
+            )
             return True
         return False
 
@@ -225,5 +239,6 @@ class Bridge:
             self.section.name,
             topic,
             size,
+            extra=self.known,
         )
         self.too_large = packet_id

@@ -250,7 +250,7 @@ class Link(asyncio.Protocol):
         self._last_message = self._last_received
         bridge.is_session_new = False
         bridge.set_connected(True)
-        log.info("bridge %s to %s: connected", bridge.section.name, bridge.address)
+        log.info("bridge %s to %s: connected", bridge.section.name, bridge.address, extra=bridge.known)
         properties = packet.properties or {}
         self._is_retain_available = bool(properties.get("retain_available", 1))
         self._keep_alive_s = properties.get("server_keep_alive", self._keep_alive_s) or self._keep_alive_s
@@ -304,7 +304,10 @@ class Link(asyncio.Protocol):
         ]
         if refused:
             log.error(
-                "bridge %s: the remote broker refuses to send %s", bridge.section.name, ", ".join(refused)
+                "bridge %s: the remote broker refuses to send %s",
+                bridge.section.name,
+                ", ".join(refused),
+                extra=bridge.known,
             )
         if self._local is not None:
             self._sync = RetainedSync(bridge, self._local.retained_under_way())
@@ -349,6 +352,7 @@ class Link(asyncio.Protocol):
                     self._bridge.section.name,
                     topic,
                     _reason(packet.reason_code),
+                    extra=self._bridge.known,
                 )
         self.acknowledged += 1
         sent = self.unacknowledged.pop(packet.packet_id, None)
@@ -375,6 +379,7 @@ class Link(asyncio.Protocol):
                 "bridge %s: a loop: the remote broker sends back what we send it, since it doesn't know bridges; "
                 "what comes back is dropped",
                 bridge.section.name,
+                extra=bridge.known,
             )
         bridge.echo.found(True)
 
