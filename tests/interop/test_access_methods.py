@@ -348,3 +348,27 @@ def test_a_listener_has_limits_of_its_own(start) -> None:
     assert client.receive().reason_code == 0x95
     usual.send(p.Publish("b", bytes(1000), 1, packet_id=1))
     assert usual.receive().packet_id == 1
+
+
+def test_sighup_changes_the_limits_of_who_is_connected(start, tmp_path: Path) -> None:
+    text = "[[listener]]\nport = 0\n[[listener]]\nport = 0\n"
+    broker = start(text)
+    common, own = (Raw(port) for port in ports(broker, 2))
+    for client in (common, own):
+        client.send(p.Subscribe(1, [p.Subscription("a"), p.Subscription("b")]))
+        assert client.receive().reason_codes == [0, 0]
+    limits = "limits = { max_subscriptions = 2, receive_maximum = 1, max_packets_per_second = 1 }\n"
+    (tmp_path / "midge.toml").write_text(f"[limits]\nmax_topic_levels = 2\n{text}{limits}")
+    reload(broker)
+    for client, codes in ((common, [0, 0x8F]), (own, [0x97, 0x8F])):
+        client.send(p.Subscribe(1, [p.Subscription("c"), p.Subscription("a/b/c")]))
+        assert client.receive().reason_codes == codes
+    # CONNACK's Receive Maximum holds for as long as the connection does.
+    own.send(*(p.Publish("x", b"", 2, packet_id=number) for number in (1, 2)))
+    assert [type(own.receive()) for _ in range(2)] == [p.Pubrec, p.Pubrec]
+    own.send(*(p.Publish("x", b"%d" % number) for number in range(20)))
+    assert own.receive().reason_code == 0x96
+    (tmp_path / "midge.toml").write_text(text)
+    reload(broker)
+    common.send(p.Subscribe(1, [p.Subscription("a/b/c")]))
+    assert common.receive().reason_codes == [0]

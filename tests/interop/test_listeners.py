@@ -160,14 +160,18 @@ def test_without_the_certificate_that_is_asked_for_nobody_gets_in(start, certifi
             raise ConnectionResetError
 
 
-def test_the_certificate_says_who_the_client_is(start, certificates: Certificates) -> None:
+@pytest.mark.parametrize(("kind", "transport"), [("tls", "tcp"), ("websocket", "websockets")])
+def test_the_certificate_says_who_the_client_is(
+    start, certificates: Certificates, kind: str, transport: str
+) -> None:
     directory = certificates.directory
     (directory / "acl").write_text("user anna\ntopic echo\n")
     broker = start(
-        f'[access]\nallow_anonymous = false\nacl_file = "acl"\n[[listener]]\n{TLS}cafile = "ca.pem"\n'
-        "require_certificate = true\nuse_identity_as_username = true\n"
+        f'[access]\nallow_anonymous = false\nacl_file = "acl"\n[[listener]]\n{TLS.replace("tls", kind)}'
+        'cafile = "ca.pem"\nrequire_certificate = true\nuse_identity_as_username = true\n'
     )
-    assert_echo(connect(broker, ca=directory / "ca.pem", certificate=directory / "client.pem"))
+    certificate = directory / "client.pem"
+    assert_echo(connect(broker, transport, ca=directory / "ca.pem", certificate=certificate))
 
 
 IDENTITY = f'{TLS}cafile = "ca.pem"\nrequire_certificate = true\n'

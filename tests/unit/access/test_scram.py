@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from base64 import b64decode
+import random
+from base64 import b64decode, b64encode
 
 import pytest
 
@@ -105,3 +106,41 @@ def test_past_the_limit_of_failures_nobody_is_let_in() -> None:
     desk.failures = 2
     step = desk.exchange().receive(ScramClient("user", "pencil").first)
     assert step == Step(ReasonCode.CONNECTION_RATE_EXCEEDED)
+
+
+def test_damaged_messages_are_refused_and_nothing_worse() -> None:
+    seed = 20_261_125
+    print("seed", seed)
+    dice = random.Random(seed)
+    for number in range(3000):
+        exchange, client = Desk().exchange(), ScramClient("user", "pencil")
+        message = client.first
+        if number % 2:
+            step = exchange.receive(message)
+            assert step.data is not None
+            message = b"c=biws," + step.data.partition(b",")[0] + b",p=" + b64encode(bytes(32))
+        damaged = damage(message, dice)
+        reason = exchange.receive(damaged).reason
+        refused = ReasonCode.BAD_USER_NAME_OR_PASSWORD
+        assert reason == refused if number % 2 else reason in (refused, ReasonCode.CONTINUE_AUTHENTICATION), damaged
+
+
+def damage(message: bytes, dice: random.Random) -> bytes:
+    """Bytes changed, lost and added, parts in another order."""
+    text = bytearray(message)
+    for _ in range(dice.randint(1, 3)):
+        at = dice.randrange(len(text)) if text else 0
+        kind = dice.randrange(5)
+        if kind == 0 and text:
+            text[at] = dice.randrange(256)
+        elif kind == 1:
+            del text[at : at + 1]
+        elif kind == 2:
+            text.insert(at, dice.choice(b",=acnrpsiv\x00\xff\xc3"))
+        elif kind == 3:
+            del text[at:]
+        else:
+            parts = bytes(text).split(b",")
+            dice.shuffle(parts)
+            text = bytearray(b",".join(parts[: dice.randint(1, len(parts))]))
+    return bytes(text)
