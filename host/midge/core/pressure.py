@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from midge.core.connection import HELD_BY_QUEUE
 from midge.core.routing import Target
+from midge.protocol.errors import ProtocolError
 from midge.protocol.packets import Publish
 
 if TYPE_CHECKING:
@@ -140,18 +141,24 @@ class Pressure:
 
     def _go_on(self, now: float) -> None:
         for connection, waiting in list(self._waiting.items()):
-            publishes = waiting.publishes
-            while publishes and not connection.is_closing:
-                packet, topic = publishes[0]
-                verdict = self._verdict(connection, packet, topic)
-                if verdict == WAIT:
-                    break
-                publishes.popleft()
-                waiting.bytes -= len(packet.payload)
-                if verdict == "":
-                    connection.take_publish(packet, topic, now)
-            if not publishes or connection.is_closing:
+            try:
+                self._go_on_with(connection, waiting, now)
+            except ProtocolError as error:  # a topic with too many levels is only found out now
+                connection.fail(error)
+            if not waiting.publishes or connection.is_closing:
                 self.forget(connection)
+
+    def _go_on_with(self, connection: Connection, waiting: _Waiting, now: float) -> None:
+        publishes = waiting.publishes
+        while publishes and not connection.is_closing:
+            packet, topic = publishes[0]
+            verdict = self._verdict(connection, packet, topic)
+            if verdict == WAIT:
+                return
+            publishes.popleft()
+            waiting.bytes -= len(packet.payload)
+            if verdict == "":
+                connection.take_publish(packet, topic, now)
 
     def forget(self, connection: Connection) -> None:
         """It has nothing that waits any more. What a lost connection had is not acknowledged, and will be sent

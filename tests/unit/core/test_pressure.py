@@ -175,6 +175,21 @@ def test_what_waited_with_a_lost_connection_was_never_taken() -> None:
     assert payloads(core.client("away", clean_start=False)) == [b"1", b"2", b"3"]
 
 
+def test_a_topic_with_too_many_levels_that_waited_behind_others_ends_its_connection_alone() -> None:
+    core, publisher = full("wait", max_topic_levels=2)
+    other = core.client("other", 5)
+    for client in (publisher, other):
+        client.publish("a", b"4", 1, 4)
+    publisher.publish("a/b/c", b"5", 1, 5)
+    assert codes(publisher) == [] and codes(other)[1:] == []
+    sub = core.client("away", clean_start=False)
+    for _ in range(20):
+        payloads(sub)
+        core.advance(0)
+    assert publisher.take() == [p.Puback(4), p.Disconnect(ReasonCode.TOPIC_NAME_INVALID)]
+    assert not publisher.is_open and codes(other) == [(4, 0)]
+
+
 def test_an_ended_session_makes_room_for_those_who_wait_for_it() -> None:
     core, publisher = full("wait")
     publisher.publish("a", b"4", 1, 4)
