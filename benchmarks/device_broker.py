@@ -123,7 +123,7 @@ broker._store.session(session, -1)
 class Subscriber:
     v5 = False
     options = 0
-broker._add_subscription(Subscriber, session, "t", 1)
+broker._subscribe(Subscriber, session, "t", 1)
 broker._flush()
 burst = int(sys.argv[3])
 flash.programmed = flash.erased = broker._store.written = 0

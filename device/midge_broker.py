@@ -110,11 +110,10 @@ _REFUSED = const(7)  # connections: no room, not authorized, displaced
 _MALFORMED = const(8)  # connections
 _RETAINED_REFUSED = const(9)
 _SUBSCRIPTIONS_REFUSED = const(10)
-_SYS = (
-    "messages/received messages/sent messages/dropped/full messages/dropped/memory messages/dropped/denied "
-    "messages/dropped/expired messages/dropped/large connections/refused connections/malformed retained/refused "
-    "subscriptions/refused messages/dropped messages/queued/bytes retained/bytes clients/connected clients/total "
-    "heap/free uptime store/bytes store/bytes_per_message"
+_SYS = (  # m is messages
+    "m/received m/sent m/dropped/full m/dropped/memory m/dropped/denied m/dropped/expired m/dropped/large "
+    "connections/refused connections/malformed retained/refused subscriptions/refused m/dropped m/queued/bytes "
+    "retained/bytes clients/connected clients/total heap/free uptime store/bytes store/bytes_per_message"
 )
 
 
@@ -298,6 +297,7 @@ class _Session:
     will = None  # 5.0: one that is delayed
     in_flight = 0  # entries at the queue's head that were sent on this connection
     qos_0 = 0  # entries of that QoS, all of them waiting
+    queued_bytes = 0  # of its messages, shared or not
     passed = 0  # entries that wait no longer, ever: sent or dropped
     packet_ids = 0  # how many have been given
     number = 0  # in the store; 0: it isn't kept there
@@ -314,6 +314,10 @@ class _Session:
 
     def waiting(self):
         return len(self.queue) // 2 - self.in_flight
+
+    # What giving way can bring: the session with the most of it does.
+    def load(self):
+        return self.queued_bytes if self.waiting() else -1
 
     # They are given when a message joins the queue, so that what is kept of it needs no change when it is sent.
     def next_packet_id(self):
@@ -407,6 +411,7 @@ class Broker:
             "max_packet": min(max(budget // 16, 256), 65_536),  # twice: to receive, to send
             "max_queued_messages": min(max(budget // 200, 150), 1000),  # per session; Mosquitto's limit is 1000
             "max_queued_bytes": budget * 3 // 8,  # of all queues
+            "max_session_bytes": budget * 3 // 8,  # of each: no less, for the one that is away may be the only one
             "max_retained_bytes": budget // 8,
             "max_subscription_bytes": budget // 16,
             "max_inflight": min(max(budget // 4000, 8), 20),  # Mosquitto: 20
@@ -462,11 +467,14 @@ class Broker:
 
     # Where there is no memory for it, it is dropped and counted.
     def publish(self, topic, payload, qos=0, retain=False):
-        check_topic(topic)
-        message = _message(topic, payload.encode() if isinstance(payload, str) else payload, qos)
-        if len(message) > self.max_packet:
-            raise ValueError("packet too large")
-        self._call(self._publish_message, message, retain)
+        try:
+            check_topic(topic)
+            message = _message(topic, payload.encode() if isinstance(payload, str) else payload, qos)
+            if len(message) > self.max_packet:
+                raise ValueError("packet too large")
+            self._publish_message(message, retain)
+        except MemoryError:
+            self._make_room(True)
         self._flush()
 
     def listen(self):
@@ -542,7 +550,7 @@ class Broker:
         if self._store:
             values += self._store.figures()
         for name, value in zip(_SYS.split(" "), values):
-            topic = "$SYS/broker/" + name
+            topic = "$SYS/broker/" + name.replace("m/", "messages/")
             route = self._resolve(b"", topic)
             if any(route[2:]):
                 self._publish(route, _message(topic, str(value).encode(), 0), 0, None)
@@ -550,7 +558,11 @@ class Broker:
     # ---- connections come and go ----
 
     def _connected(self):
-        return sum(bool(connection.session) for connection in self._connections)
+        count = 0
+        for connection in self._connections:
+            if connection.session:
+                count += 1
+        return count
 
     def _accept(self):
         sock = self._listener.accept()[0]
@@ -623,10 +635,7 @@ class Broker:
             else:
                 self._remove(session, at)
         session.in_flight = 0
-        try:
-            session.queue = queue[:]  # the absent keep only the memory that they use
-        except MemoryError:
-            pass
+        session.queue = queue[:]  # the absent keep only the memory that they use
 
     def _drop_session(self, session):
         del self._sessions[session.client_id]
@@ -658,19 +667,17 @@ class Broker:
             self._close(connection, text, code)
 
     # After a step that failed. Where the hosting program took more memory than was left to it, half of the longest
-    # queue of an absent session goes.
+    # queue goes.
     def _make_room(self, is_full):
         if self._store:
             self._store.forget()
         if is_full:
             gc.collect()
             self._counts[_NO_MEMORY] += 1
-            absent = [session for session in self._sessions.values() if not session.connection]
-            if absent:
-                session = max(absent, key=_Session.waiting)
-                for _ in range((session.waiting() + 1) // 2):
-                    self._counts[_NO_MEMORY] += 1
-                    self._remove(session, 0)
+            if self._sessions:
+                longest = max(self._sessions.values(), key=_Session.load)
+                for _ in range((longest.waiting() + 1) // 2):
+                    self._drop_oldest(longest, _NO_MEMORY)
 
     def _call(self, hook, *arguments):
         try:
@@ -777,7 +784,7 @@ class Broker:
                 self._receive_publish(connection, header, at, after)
             elif header in (_PUBACK, _PUBREC, _PUBREL, _PUBCOMP) and (length == 2 or (connection.v5 and length > 2)):
                 reason = _v5.reason(header, _Fields(self._view[at + 2 : after])) if length > 2 else 0
-                self._receive_acknowledgement(connection, header, buffer[at] << 8 | buffer[at + 1], reason)
+                self._acknowledged(connection, header, buffer[at] << 8 | buffer[at + 1], reason)
             else:
                 self._receive_other(connection, header, at, after)
             if connection.sock is None:
@@ -798,7 +805,7 @@ class Broker:
         elif header == _CONNECT and session is None:
             self._connect(connection, _Fields(self._view[at:after]))
         elif header == _SUBSCRIBE or header == _UNSUBSCRIBE:
-            self._change_subscriptions(connection, header == _SUBSCRIBE, _Fields(self._view[at:after]))
+            self._subscribe_all(connection, header == _SUBSCRIBE, _Fields(self._view[at:after]))
         else:
             raise _Malformed("unexpected packet", 0x82 if header in (_CONNECT, 0xF0) else 0x81)
 
@@ -840,7 +847,10 @@ class Broker:
                     best = max(best & 3, options & 3) | (best | options) & _AS_PUBLISHED | best & options & _NO_LOCAL
             if best >= 0:
                 targets.append((session, best))
-        callbacks = [callback for topic_filter, callback in self._local if matches(topic_filter, topic)]
+        callbacks = []
+        for topic_filter, callback in self._local:
+            if matches(topic_filter, topic):
+                callbacks.append(callback)
         return prefix, topic, targets, callbacks, list(groups.values())
 
     def _may(self, session, topic, write):
@@ -917,10 +927,11 @@ class Broker:
             if qos == 2:
                 if len(received) >= _QOS2_RECEIVED_MAX + connection.received_before:
                     raise _Malformed("too many QoS 2", 0x93)
-                received.append(packet_id)
                 self._note(_TAKEN, session, packet_id)
             self._counts[_RECEIVED] += 1
             self._publish(route, message, header & 1, connection)
+            if qos == 2:  # not before: if there was no memory for it, it will come again
+                received.append(packet_id)
         # 3.1.1 knows no other answer to what isn't allowed [MQTT-3.3.5-2].
         self._acknowledge(connection, _PUBACK if qos == 1 else _PUBREC, packet_id, 0 if allowed else 0x87)
 
@@ -931,7 +942,7 @@ class Broker:
         _, topic, targets, callbacks, groups = route
         kept = retain and self._retain(topic, message)
         if groups:
-            targets = list(targets) + [_v5.choose(group) for group in groups]
+            targets = _v5.choose(groups, list(targets))
         published = message[_slot(message) + 1] & 3
         for session, options in targets:
             qos = options & 3
@@ -960,6 +971,8 @@ class Broker:
         if len(message) == _body(message):  # no payload: deletes [MQTT-3.3.1-10]
             self._retained.pop(topic, None)
             self._retained_bytes = size
+            if not size:
+                self._retained = {}  # a dict keeps the room that it once needed
             return bool(old)
         size += len(message) + _RETAINED_BYTES
         try:
@@ -977,7 +990,7 @@ class Broker:
     # ---- queues ----
 
     # Appends to the session's queue. When that is full, the oldest that waits goes (a QoS 0 message
-    # displaces nothing); when all queues together are, the oldest of the longest.
+    # displaces nothing); when all queues together are, the oldest of the one with the most bytes.
     def _enqueue(self, session, message, meta):
         slot = _slot(message)
         if message[slot] == 255:
@@ -990,22 +1003,22 @@ class Broker:
             victim = session
             waiting = session.waiting()
             if self._queued_bytes + size > self.max_queued_bytes:
-                victim = max(self._sessions.values(), key=_Session.waiting)
-            elif waiting < self.max_queued_messages:
+                victim = max(self._sessions.values(), key=_Session.load)
+            elif waiting < self.max_queued_messages and session.queued_bytes + size <= self.max_session_bytes:
                 try:
                     session.queue.append(meta)  # a list grows in even steps: the second one allocates nothing
                     session.queue.append(message)
                     break
                 except MemoryError:  # no larger list to be had in one piece: this is all it can take
                     gc.collect()
-            self._counts[_FULL] += 1
             if not victim.waiting() or (victim is session and not meta >> _STATE & 3):
+                self._counts[_FULL] += 1
                 return
-            self._remove(victim, 2 * victim.in_flight)
-            victim.passed += 1
+            self._drop_oldest(victim, _FULL)
         if not message[slot]:
             self._queued_bytes += len(message) + _ENTRY_BYTES
         message[slot] += 1
+        session.queued_bytes += len(message)
         self._queued_bytes += _ENTRY_BYTES
         if not meta >> _STATE & 3:
             session.qos_0 += 1
@@ -1016,17 +1029,23 @@ class Broker:
             if waiting > _BEHIND:
                 self._behind = session
 
+    def _drop_oldest(self, session, cause):
+        self._counts[cause] += 1
+        self._remove(session, 2 * session.in_flight)
+        session.passed += 1
+
     def _remove(self, session, at):
         if session.queue[at] >> _STATE & 3:
             self._note(_DONE, session, session.queue[at] & 0xFFFF)
         else:
             session.qos_0 -= 1
-        self._release(session.queue[at + 1])
+        self._release(session, session.queue[at + 1])
         del session.queue[at : at + 2]  # unlike pop() this keeps the list's memory, which is hard to find again
         self._queued_bytes -= _ENTRY_BYTES
 
-    def _release(self, message):
+    def _release(self, session, message):
         if message:
+            session.queued_bytes -= len(message)
             slot = _slot(message)
             message[slot] -= 1
             if not message[slot]:
@@ -1051,7 +1070,7 @@ class Broker:
             control.append(code)
         self._mark(connection)
 
-    def _receive_acknowledgement(self, connection, header, packet_id, reason):
+    def _acknowledged(self, connection, header, packet_id, reason):
         if not packet_id:
             raise _Malformed("packet identifier", 0x82)
         session = connection.session
@@ -1069,7 +1088,7 @@ class Broker:
             # Answered even when unknown, so that the receiver can forget it.
             self._acknowledge(connection, _PUBREL, packet_id, 0 if state & 2 else 0x92)
             if state == 2:
-                self._release(queue[at + 1])
+                self._release(session, queue[at + 1])
                 queue[at] = _RELEASED << _STATE | packet_id
                 queue[at + 1] = b""
                 self._note(_RELEASED, session, packet_id)
@@ -1256,7 +1275,7 @@ class Broker:
         if not connection.v5:
             connection.control.extend(bytes((0x20, 2, 0, code)))
             self._mark(connection)
-        self._close(connection, "refused, code %d" % code, 0x87 if code == _NOT_AUTHORIZED else 0x88)
+        self._close(connection, "refused: %d" % code, 0x87 if code == _NOT_AUTHORIZED else 0x88)
 
     # Finds or makes the session and answers; False when there is no room.
     def _open_session(self, connection, client_id, clean):
@@ -1299,7 +1318,7 @@ class Broker:
 
     # ---- SUBSCRIBE and UNSUBSCRIBE ----
 
-    def _change_subscriptions(self, connection, subscribe, fields):
+    def _subscribe_all(self, connection, subscribe, fields):
         packet_id = fields.integer()
         v5 = connection.v5
         if v5:
@@ -1323,7 +1342,7 @@ class Broker:
         for topic_filter, options in wanted:
             before = session.subscriptions.get(topic_filter)
             if subscribe:
-                code = self._add_subscription(connection, session, topic_filter, options)
+                code = self._subscribe(connection, session, topic_filter, options)
                 # Retain Handling: 1 if it is new, 2 never.
                 if code < 3 and not options & 0x20 and (before is None or not options & 0x10):
                     subscribed.append((topic_filter, code))
@@ -1337,7 +1356,7 @@ class Broker:
             answer.append(code)
         length = len(answer)
         if length + 3 > connection.packet_max:
-            raise _Malformed("answer too large", 0x95)
+            raise _Malformed("packet too large", 0x95)
         if not (subscribe or v5):
             length = 2
         header = 0x90 if subscribe else _UNSUBACK
@@ -1348,8 +1367,11 @@ class Broker:
             self._send_retained(session, topic_filter, qos)
 
     # Returns the code for SUBACK.
-    def _add_subscription(self, connection, session, topic_filter, options):
-        used = sum(len(other) + _ENTRY_BYTES for each in self._sessions.values() for other in each.subscriptions)
+    def _subscribe(self, connection, session, topic_filter, options):
+        used = len(topic_filter)
+        for each in self._sessions.values():
+            for other in each.subscriptions:
+                used += len(other) + _ENTRY_BYTES
         qos = options & 3
         options = options & 15 | connection.options
         plain = topic_filter
@@ -1357,7 +1379,7 @@ class Broker:
             plain = _v5 and _v5.shared_filter(topic_filter)
             options = qos | _OF_GROUP
         code = 0
-        if not plain or used + len(topic_filter) > self.max_subscription_bytes:
+        if not plain or used > self.max_subscription_bytes:
             code = 0x97
         elif self.allow and not self._may(session, plain, False):
             code = 0x87
@@ -1371,7 +1393,7 @@ class Broker:
 
     # A shared subscription has none (§4.8.2).
     def _send_retained(self, session, topic_filter, qos):
-        if topic_filter.startswith("$S"):
+        if topic_filter.startswith("$SYS"):
             self._publish_sys()
         for topic, message in list(self._retained.items()):
             if matches(topic_filter, topic) and not (self.allow and not self._may(session, topic, False)):

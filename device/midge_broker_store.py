@@ -369,7 +369,7 @@ class Store:
             if at >= 0 and kind == _DONE:
                 broker._remove(session, at)
             elif at >= 0:
-                broker._release(session.queue[at + 1])
+                broker._release(session, session.queue[at + 1])
                 session.queue[at] = _RELEASED << 16 | packet_id
                 session.queue[at + 1] = b""
 
@@ -398,6 +398,7 @@ class Store:
             if not message[slot]:
                 broker._queued_bytes += len(message) + _ENTRY_BYTES
             message[slot] += 1
+        session.queued_bytes += len(message)
         session.queue.append(data[at + 2] << 16 | packet_id)
         session.queue.append(message)
         broker._queued_bytes += _ENTRY_BYTES

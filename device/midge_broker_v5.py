@@ -309,23 +309,25 @@ def shared_filter(topic_filter):
     return parts[2]
 
 
-# The next of the connected members, of those with the shortest queue; an absent one if there is no other. A group is
-# [filter, turn, target, target ...].
-def choose(group):
-    count = len(group) - 2
-    best = None
-    least = turn = 0
-    for _ in range(count):
-        group[1] = group[1] % count + 1
-        target = group[group[1] + 1]
-        session = target[0]
-        load = len(session.queue) + (0 if session.connection else 1 << 24)
-        if best is None or load < least:
-            best = target
-            least = load
-            turn = group[1]
-    group[1] = turn
-    return best
+# Adds one member of each group to the targets: the next of the connected ones, of those with the shortest queue; an
+# absent one if there is no other. A group is [filter, turn, target, target ...].
+def choose(groups, targets):
+    for group in groups:
+        count = len(group) - 2
+        best = None
+        least = turn = 0
+        for _ in range(count):
+            group[1] = group[1] % count + 1
+            target = group[group[1] + 1]
+            session = target[0]
+            load = len(session.queue) + (0 if session.connection else 1 << 24)
+            if best is None or load < least:
+                best = target
+                least = load
+                turn = group[1]
+        group[1] = turn
+        targets.append(best)
+    return targets
 
 
 # What a session that ends had from a shared subscription and didn't take goes to another member; but for QoS 2 that

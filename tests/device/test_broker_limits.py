@@ -41,9 +41,8 @@ def numbers(wire: Wire) -> list[int]:
     received = []
     wire.send(PINGREQ)
     while (data := wire.receive()) != PINGRESP:
-        end = 4 + data[3]
-        received.append(int(data[end + 2 :]))
-        wire.send(puback(int.from_bytes(data[end : end + 2], "big")))
+        received.append(int(message(data).payload))
+        wire.send(puback(message(data).packet_id))
     return received
 
 
@@ -60,6 +59,34 @@ def test_past_max_queued_messages_the_oldest_go_and_are_counted(interpreter: str
         with Wire(broker.port, connect("s", clean=False)) as back:
             back.expect(CONNACK_PRESENT)
             assert numbers(back) == list(range(30, 50))
+
+
+def test_past_max_session_bytes_the_oldest_go_and_small_ones_of_others_stay(interpreter: str):
+    with start(interpreter, max_session_bytes=2000) as broker, client(broker.port, "p") as sender:
+        for name in ("large", "small"):
+            subscriber(broker.port, name, (name, 1), clean=False).leave()
+        for number in range(20):
+            sender.send(publish("large", b"%0300d" % number, 1, 1) + publish("small", b"%d" % number, 1, 2))
+            sender.expect(puback(1), puback(2))
+        with Wire(broker.port, connect("large", clean=False)) as back:
+            back.expect(CONNACK_PRESENT)
+            kept = numbers(back)
+            assert kept == list(range(20 - len(kept), 20)) and 4 <= len(kept) <= 6
+        with Wire(broker.port, connect("small", clean=False)) as back:
+            back.expect(CONNACK_PRESENT)
+            assert numbers(back) == list(range(20))
+
+
+def test_a_few_large_messages_give_way_before_many_small_ones(interpreter: str):
+    with start(interpreter, max_queued_bytes=8000) as broker, client(broker.port, "p") as sender:
+        for name in ("few", "many"):
+            subscriber(broker.port, name, (name, 1), clean=False).leave()
+        for number in range(40):
+            sender.send(publish("few", b"%01000d" % number, 1, 1) + publish("many", b"%d" % number, 1, 2))
+            sender.expect(puback(1), puback(2))
+        with Wire(broker.port, connect("many", clean=False)) as back:
+            back.expect(CONNACK_PRESENT)
+            assert numbers(back) == list(range(40))
 
 
 def test_past_max_queued_bytes_the_longest_queue_pays(interpreter: str):

@@ -135,6 +135,8 @@ def test_a_siege_leaves_the_heap_as_it_was_and_the_others_undisturbed(port: int)
     with Flow(port, stall_s=30):
         for attack in (bad_vectors, cut_packets, flood_to_a_stuck_reader):
             attack(port)
+        for _ in bad_input.waited_for(port, bad_input.mutants(MUTANTS // 10, SEED + 1), AT_ONCE):
+            pass
     clear(port)
     before = heap_free(port)
     for attack in ATTACKS:

@@ -40,7 +40,7 @@ def retained(broker):
 broker = make()
 session = broker._sessions["s"] = midge_broker._Session("s", False)
 broker._store.session(session, -1)
-broker._add_subscription(Subscriber, session, "+", 1)
+broker._subscribe(Subscriber, session, "+", 1)
 for number in range(8):
     broker.publish("r" if number == 3 else "t", b"%d" % number, 1, number == 3)
 broker._remove(session, 0)

@@ -37,7 +37,7 @@ def work(acknowledged):
     broker = make()
     session = broker._sessions["s"] = midge_broker._Session("s", False)
     broker._store.session(session, -1)
-    broker._add_subscription(Subscriber, session, "t", 1)
+    broker._subscribe(Subscriber, session, "t", 1)
     broker._flush()
     for number in range(MESSAGES):
         broker.publish("t", b"%d" % number, 1)
