@@ -28,7 +28,7 @@ FILES = ("midge_broker", "midge_broker_v5", "midge_broker_store")
 PAYLOAD_BYTES = 64
 WINDOW = {0: 500, 1: 20}  # messages on their way per publisher; QoS 1: unacknowledged, paho's and Mosquitto's default
 HEAP_CLIENTS = (4, 8, 16)
-PARTS = ("rates", "allocated", "latency", "wear", "heap")
+PARTS = ("rates", "allocated", "latency", "wear", "absent", "heap")
 IDLE_S = 5  # nothing came for so long: it's lost
 
 # What a board's main.py does, and what the measurements ask for.
@@ -105,6 +105,28 @@ while True:
         else:
             for other in subscribers:
                 other.write(data)
+"""
+
+# What a persistent session costs while its client is away, without messages.
+ABSENT = """\
+import gc, sys
+sys.path.insert(0, sys.argv[1])
+import midge_broker
+broker = midge_broker.Broker(0, "127.0.0.1", max_sessions=200)
+class Subscriber:
+    v5 = False
+    options = 0
+for number in range(200):
+    if number == 100:  # until here caches and dictionaries grow
+        gc.collect()
+        before = gc.mem_alloc()
+    name = "sensor-%d" % number
+    session = broker._sessions[name] = midge_broker._Session(name, False)
+    broker._subscribe(Subscriber, session, "home/%d/set/#" % number, 1)
+    broker._leave(session)
+gc.collect()
+print("listening on mqtt://127.0.0.1:1")
+print((gc.mem_alloc() - before) / 100)
 """
 
 # Messages of QoS 1 for an absent session, with the journal on littlefs in memory, that counts what gets to the flash.
@@ -524,6 +546,12 @@ def main() -> None:
         if "wear" in wanted:
             print(f"store: bytes written per QoS 1 message of {PAYLOAD_BYTES} bytes to an absent session, littlefs")
             print_table(("", "journal", "flash", "blocks of 4 kB erased"), wear(folder, compiled))
+        if "absent" in wanted:
+            program_absent = folder / "absent.py"
+            program_absent.write_text(ABSENT, encoding="utf-8")
+            with Broker("absent", [micropython(), "-X", "heapsize=2m", program_absent, compiled]) as broker:
+                cost = float(broker.process.stdout.readline())
+            print(f"a session with one subscription, its client away: {cost:.0f} bytes (64-bit port; half on a board)\n")
         if "heap" in wanted:
             print(f"smallest heap (64-bit port; half on a board), QoS 1, {options.messages:,} messages, from .mpy")
             print_table(("", *(f"{clients} clients" for clients in HEAP_CLIENTS), "each further client"),
