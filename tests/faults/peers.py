@@ -30,13 +30,13 @@ class Peer:
         self.client_id = client_id
         self.socket: socket.socket | None = None
 
-    def connect(self, port: int, timeout_s: float = 10) -> p.Connack:
+    def connect(self, port: int, timeout_s: float = 10, clean_start: bool = False) -> p.Connack:
         self.close()
         self._decoder = Decoder("client", VERSION)
         self._packets: list[Any] = []
         self.socket = socket.create_connection(("127.0.0.1", port), timeout_s)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.send(p.Connect(self.client_id, clean_start=False, keep_alive_s=60))
+        self.send(p.Connect(self.client_id, clean_start, keep_alive_s=60))
         connack = self.receive(timeout_s)
         assert isinstance(connack, p.Connack) and connack.reason_code == 0, connack
         return connack

@@ -367,7 +367,7 @@ class History:
 
     def _check_owed(self) -> None:
         world = self.world
-        expired = {number for number, when in world.expires_at.items() if when <= world.now}
+        expired = world.expired()
         shared = set(world.model.state.shared)
         missing = [
             (name, number)

@@ -345,6 +345,7 @@ class Model:
             self._do("retain", message.topic, (message.number, expires_at))
         for name, session in self.state.sessions.items():
             found = [s for s in session.subscriptions.values() if matches(s.topic_filter, message.topic)]
+            every = found
             if name == message.publisher:
                 found = [s for s in found if not s.no_local]
             if found:
@@ -353,7 +354,7 @@ class Model:
                 qos = min(message.qos, max(s.qos for s in found))
                 self._give(name, message.number, Copy(qos, retain, identifiers, True))
             if message.retain and name in self.catching_up:
-                for s in found:
+                for s in every:
                     identifiers = (s.identifier,) if s.identifier else ()
                     copy = Copy(min(message.qos, s.qos), True, identifiers, False)
                     self.allowed.setdefault((name, message.number), set()).add(copy)

@@ -156,6 +156,10 @@ class World:
     def messages(self) -> dict[int, Sent]:
         return self.model.messages
 
+    def expired(self) -> set[int]:
+        """Numbers of the messages whose Message Expiry Interval has passed."""
+        return {number for number, when in self.expires_at.items() if when <= self.now}
+
     def total_dropped(self) -> int:
         return self.dropped + self.broker.counters.dropped_queue_full
 
@@ -268,7 +272,7 @@ class World:
         self.attached.clear()
         self.model.crash(self.now)
         self._start()
-        audit.restored(self.broker, self.model.state)
+        audit.restored(self.broker, self.model.state, self.expired())
         self.run_timers()
 
     def forget_closed_links(self) -> None:
