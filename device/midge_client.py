@@ -476,6 +476,7 @@ class Client:
     # What MQTT 5.0 (midge_mqtt5.py) does in another way: its level, properties of CONNECT, no properties of others.
     _level = 4
     _connect_extra = _extra = b""
+    _source = None  # midge_large.py: what a payload is being read from
 
     def __init__(self, client_id, host, port=1883, user=None, password=None, keepalive=60, clean=True, will=None,
                  timeout=10, patience=60, window=16, inbox=8, max_packet=2048, linger_ms=0, backoff_ms=(500, 60_000),
@@ -501,7 +502,7 @@ class Client:
         self._set_keepalive(keepalive)
         self._window = window
         self._inbox_max = inbox
-        self._max_packet = max_packet
+        self._max_packet = self._tx_max = max_packet
         self._stream = self._runner = self._reader = self._writer = None
         self._closed = True  # cleared by connect(), set by disconnect()
         self._lost = None  # set by _lose(), cleared by _begin()
@@ -538,6 +539,7 @@ class Client:
             await self._open()
         except BaseException:
             self._closed = True
+            await self._close()
             raise
         self._runner = asyncio.create_task(self._run())
 
@@ -620,7 +622,7 @@ class Client:
             return False
         if not self.connected:
             return qos
-        return not self._tx or len(self._tx) + size + 9 <= self._max_packet
+        return not self._tx or len(self._tx) + size + 9 <= self._tx_max
 
     def _publish_now(self, header, topic, payload, properties):
         if not header & 6:
@@ -682,7 +684,7 @@ class Client:
     # Sends what of the outbox wasn't sent on this connection, as far as the window and the buffer have room.
     def _pump(self):
         outbox = self.outbox
-        while outbox.sent < len(outbox.messages) and outbox.sent < self._window and len(self._tx) < self._max_packet:
+        while outbox.sent < len(outbox.messages) and outbox.sent < self._window and len(self._tx) < self._tx_max:
             self._send(outbox.messages[outbox.sent])
 
     # The first time or, on a new connection, again [MQTT-4.4.0-1]: with DUP [MQTT-3.3.1-1], the same identifier.
@@ -796,9 +798,10 @@ class Client:
         except asyncio.TimeoutError:
             await self._close()
             raise MQTTTimeout("no connection or no CONNACK in time")
-        except BaseException:
+        except (OSError, MQTTError):
             await self._close()
             raise
+        # Cancelled: who did so closes, and may send DISCONNECT before if wait_for was about to return.
 
     async def _handshake(self):
         stream = self._open_stream()
@@ -904,25 +907,31 @@ class Client:
                 if self._linger_ms and self.connected:
                     await asyncio.sleep(self._linger_ms / 1000)
                 self._kick.is_set = False
-                while tx:
+                while tx or self._source:
                     self._flush()
-                    if tx:
+                    if tx or self._source:
                         await writable
                     elif self.connected:
                         self._pump()
                 self._wake_waiting()
-        except OSError as error:
+        except (OSError, MQTTError) as error:
             self._lose(error)
 
     # Writes what the stream takes at once.
     def _flush(self):
         self.outbox.sync()
-        n = self._stream.write(self._tx)
+        n = self._io(self._stream.write, self._tx)
         if n:
             self._tx_at = ticks_ms()
             self.tx_writes += 1
             self.tx_bytes += n
             self._tx[:n] = b""
+
+    def _io(self, method, buffer):
+        try:
+            return method(buffer)
+        except ValueError as error:  # so MicroPython says that it doesn't trust a certificate
+            raise MQTTError(str(error))
 
     async def _read(self):
         readable = _Ready(self._stream, False)
@@ -942,7 +951,7 @@ class Client:
 
     # Reads and handles what has come; None if nothing had.
     def _receive(self):
-        n = self._stream.readinto(self._view[self._rx_end:] if self._rx_end else self._rx)
+        n = self._io(self._stream.readinto, self._view[self._rx_end:] if self._rx_end else self._rx)
         if n:
             self._rx_at = ticks_ms()
             self.rx_reads += 1

@@ -1,6 +1,7 @@
-"""The real `umqtt.simple` from PyPI, unchanged, on MicroPython's unix port against every broker.
+"""The real `umqtt.simple` from PyPI, unchanged, on MicroPython's unix port against every broker; and the same programs
+with device/midge_umqtt.py in its place.
 
-Its archive has no setup file, so pip can't install it; it is downloaded once and kept under `.cache/`.
+The archive has no setup file, so pip can't install it; it is downloaded once and kept under `.cache/`.
 """
 
 import hashlib
@@ -21,9 +22,18 @@ DOWNLOAD = ["micropython-umqtt.simple==1.3.4", "--no-binary", "--download", str(
 TIMEOUT_S = 15
 
 
-@pytest.fixture(scope="session")
-def umqtt() -> Path:
-    """The directory to import `umqtt.simple` from."""
+@pytest.fixture(scope="session", params=["umqtt.simple", "midge_umqtt"])
+def umqtt(request, tmp_path_factory) -> str:
+    """Where to import `umqtt.simple` from."""
+    if request.param == "midge_umqtt":
+        folder = tmp_path_factory.mktemp("umqtt")
+        (folder / "umqtt").mkdir()
+        (folder / "umqtt" / "simple.py").write_text("from midge_umqtt import MQTTClient, MQTTException\n")
+        return f"{folder}:{ROOT / 'device'}"
+    return str(download())
+
+
+def download() -> Path:
     command = f"unearth {' '.join(DOWNLOAD)}"
     unpacked = CACHE / ARCHIVE.removesuffix(".tar.gz")
     if not (unpacked / "umqtt" / "simple.py").exists():
