@@ -43,11 +43,12 @@ def test_battery_sensor_sleeps_between_cycles_and_loses_nothing(board, broker):
         assert "delivered 1 kept 0 received 0 error None" in printed
         assert "deep sleep 600000" in printed
         assert laptop.messages(1)[0].topic == "garden/temperature"
-        printed = board("battery.py", *arguments, is_up=False)
-        assert "no network; 1 messages wait" in printed
-        printed = board("battery.py", *arguments)  # what waited, and this cycle's
-        assert "delivered 2 kept 0" in printed
-        laptop.messages(2)
+        if broker.kind == "host":  # once is enough: it looks for 6 s
+            printed = board("battery.py", *arguments, is_up=False)
+            assert "no network; 1 messages wait" in printed
+            printed = board("battery.py", *arguments)  # what waited, and this cycle's
+            assert "delivered 2 kept 0" in printed
+            laptop.messages(2)
         with wire.client(broker.port, "phone") as phone:
             phone.send(wire.publish("garden/set/interval", b"60", 1, 1))
             phone.expect(wire.puback(1))
