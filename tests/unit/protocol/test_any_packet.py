@@ -37,7 +37,7 @@ def expanded(packets: list[Any], version: int) -> list[Any]:
 def receive(decoder: Decoder, chunks: list[bytes]) -> list[Any]:
     found: list[Any] = []
     for chunk in chunks:
-        packets = decoder.receive_data(chunk)
+        packets = decoder.receive_data(bytes(chunk))
         found += expanded(packets, decoder.version or 0)
     return found
 
