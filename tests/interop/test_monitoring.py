@@ -3,6 +3,7 @@
 import http.client
 import os
 import resource
+import socket
 import sys
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from brokers import BrokerDidNotStart, RunningBroker, start_host
+from midge.protocol import packets as p
+from midge.protocol.encoder import encode
 
 TIMEOUT_S = 10
 MONITORING = r"monitoring on http://127\.0\.0\.1:(\d+)"
@@ -112,6 +115,36 @@ def test_prometheus_reads_what_was_sent(start) -> None:
     assert after["midge_dropped_messages_total", "queue_full"] == 0
     assert after["process_resident_memory_bytes",] > 0
     assert [key for key in after if key[0] == "midge_build_info"]
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_packets_of_a_burst_are_counted_one_by_one(start, qos: int) -> None:
+    broker = start()
+    burst = b"".join(encode(p.Publish("a", b"12345", qos, packet_id=qos and n), 4) for n in range(1, 101))
+    with (
+        socket.create_connection(("127.0.0.1", broker.port), TIMEOUT_S) as subscriber,
+        socket.create_connection(("127.0.0.1", broker.port), TIMEOUT_S) as publisher,
+    ):
+        for client, name in ((subscriber, "s"), (publisher, "p")):
+            client.sendall(encode(p.Connect(name, True, keep_alive_s=60), 4))
+            assert client.recv(4) == b"\x20\x02\x00\x00"
+        subscriber.sendall(encode(p.Subscribe(1, [p.Subscription("a", 0)]), 4))
+        assert subscriber.recv(5) == b"\x90\x03\x00\x01\x00"
+        before = samples(broker)
+        publisher.sendall(burst)
+        arrived = 0
+        while arrived < 100 * 10:
+            arrived += len(subscriber.recv(65_536))
+        answered = 0
+        while answered < 100 * 4 * (qos > 0):
+            answered += len(publisher.recv(65_536))
+        after = samples(broker)
+    grown = {key: after[key] - before[key] for key in after}
+    assert grown["midge_received_packets_total",] == grown["midge_received_messages_total",] == 100
+    assert grown["midge_sent_messages_total",] == 100
+    assert grown["midge_sent_packets_total",] == 100 * (2 if qos else 1)
+    assert grown["midge_sent_payload_bytes_total",] == grown["midge_received_payload_bytes_total",] == 500
+    assert grown["midge_sent_bytes_total",] == arrived + answered
 
 
 def test_openmetrics_where_it_is_asked_for(start) -> None:
