@@ -96,7 +96,7 @@ class Link(asyncio.Protocol):
         if self.was_up and not self._ended.done():
             self._notify("0")
             self._send(p.Disconnect(0, None))
-            self._flush()
+            self.flush()
             self._end("we leave")
 
     def _close(self) -> None:
@@ -128,7 +128,7 @@ class Link(asyncio.Protocol):
             return
         if now - max(self._last_sent, self._last_received) >= self._keep_alive_s / 2:
             self._ping()
-            self._flush()
+            self.flush()
         quiet_s = now - self._last_message
         if self._bridge.owed == 0 and self._pings == 0 and quiet_s >= self._stays_s:
             self.is_done = True
@@ -156,7 +156,7 @@ class Link(asyncio.Protocol):
         # take one for the rest of an old QoS 2 exchange and drop the message as a duplicate.
         self.is_cleaning = self._bridge.outward.has_qos2 and self._bridge.is_session_new
         self._send(self._connect_packet(self.is_cleaning))
-        self._flush()
+        self.flush()
 
     def _connect_packet(self, clean_start: bool) -> p.Connect:
         bridge = self._bridge
@@ -196,7 +196,7 @@ class Link(asyncio.Protocol):
             # A broker that knows only 3.1.1 refuses in 3.1.1.
             self.is_too_new = self.version == 5 and not self.was_up
             self._end(f"the remote broker sent a bad packet: {self._decoder.error}")
-        self._flush()
+        self.flush()
         self._bridge.end_turn_soon()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -221,7 +221,7 @@ class Link(asyncio.Protocol):
     def _send(self, packet: p.Packet) -> None:
         self._output.append(encode(packet, self.version))
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         if self._output and self._transport is not None and not self._transport.is_closing():
             self._transport.write(b"".join(self._output))
             self._last_sent = self._bridge.now()
@@ -243,7 +243,7 @@ class Link(asyncio.Protocol):
             bridge.is_session_new = False
             self.has_cleaned = True
             self._send(p.Disconnect(0, None))
-            self._flush()
+            self.flush()
             self._end("cleaned")
             return
         self.was_up = True
@@ -328,7 +328,9 @@ class Link(asyncio.Protocol):
             if packet.qos:
                 self._send(p.Puback(packet.packet_id) if packet.qos == 1 else p.Pubrec(packet.packet_id))
             return
-        packet.topic = topic
+        if topic != packet.topic:
+            packet.topic = topic
+            packet.packet_id_at = 0  # what came is not what is sent on
         self._local.send(packet)
 
     def _is_known(self, packet: p.Publish, topic: str) -> bool:
@@ -402,7 +404,10 @@ class Link(asyncio.Protocol):
                 self._answer_local(p.Pubcomp(packet.packet_id))
             elif isinstance(packet, p.Puback | p.Pubrec | p.Pubrel | p.Pubcomp):
                 self._send(packet)
-        self._flush()
+
+    def acknowledge(self, data: bytes) -> None:
+        """An encoded acknowledgement of the core's for the remote broker."""
+        self._output.append(data)
 
     def _on_local_publish(self, packet: p.Publish) -> None:
         bridge = self._bridge
@@ -421,12 +426,15 @@ class Link(asyncio.Protocol):
             bridge.broker.counters.dropped_output_full += 1
             return
         self._last_message = bridge.now()
-        packet.topic = topic
-        packet.retain = packet.retain and self._is_retain_available
         if packet.qos:
             self.unacknowledged[packet.packet_id] = (len(packet.payload), topic)
         if self.version != 5 and bridge.may_echo and bridge.inward.covers(topic):
             bridge.echo.sent(topic, packet.payload, self._last_message)
+        if topic == packet.topic and (self._is_retain_available or not packet.retain):
+            self._output.append(packet.wire)
+            return
+        packet.topic = topic
+        packet.retain = packet.retain and self._is_retain_available
         self._send(packet)
 
     def _answer_local(self, packet: p.Packet) -> None:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from midge.bridge.link import Link
 
 
+# First bytes of PUBACK, PUBREC and PUBCOMP: mostly they are four bytes, the same in all versions.
+_CROSS_AS_THEY_ARE = (0x40, 0x50, 0x70)
+
+
 class Local:
     """Opened with each connection to the remote broker, and for a moment at the start, so that our session is there
     (link None). It speaks the same version as the link, so that properties cross as they are."""
@@ -52,11 +56,10 @@ class Local:
         elif max_packet_size is not None:
             self._core.max_packet_size = max_packet_size  # 3.1.1 can't say it, but this client is ours
         # Our own session goes first, so that it is there when what it is owed has to be kept.
-        self.send(
-            p.Connect(
-                bridge.local_client_id, False, 0, version, is_bridge=version != 5, properties=properties
-            )
+        connect = p.Connect(
+            bridge.local_client_id, False, 0, version, is_bridge=version != 5, properties=properties
         )
+        self._core.receive_data(encode(connect, version), bridge.now())
         session = self._core.session
         if session is not None:
             session.limits = replace(
@@ -101,7 +104,7 @@ class Local:
         return {delivery.message.topic for delivery in owed if delivery.retain}
 
     def send(self, packet: p.Packet) -> None:
-        self._core.receive_data(encode(packet, self._version), self._bridge.now())
+        self._core.receive_packet(packet, self._bridge.now())
 
     # -- midge.core.connection.Owner --
 
@@ -110,8 +113,13 @@ class Local:
         link = self._link
         if link is None:
             return
+        for piece in data:  # a packet each
+            if len(piece) == 4 and piece[0] in _CROSS_AS_THEY_ARE:
+                link.acknowledge(piece)
+            else:
+                link.from_local(self._decoder.receive_data(piece))
         if data:
-            link.from_local(self._decoder.receive_data(b"".join(data)))
+            link.flush()
         if self._core.is_closing and self._core.is_drained:
             link.local_closed(self._core.close_reason)
 

@@ -361,7 +361,7 @@ class Broker:
             if not self.passage.admits(message, publisher, route.bridges, kept, now):
                 return 1  # taken before, so that the acknowledgement is an ordinary one
         if route.bridges:
-            self.passage.mark(message)
+            self.passage.mark(message, route.bridges)
         if message.retain:
             self._retain(message)
         matched = 0

@@ -111,7 +111,7 @@ class CatchUp:
                 self._broker.forget_retained(message.topic)
                 continue
             if session.is_bridge:
-                self._broker.passage.mark(message)
+                self._broker.passage.mark(message, [session])
             count += 1
             size += message.size()
             self._broker.deliver(message, cursor.target, True, now)  # [MQTT-3.3.1-8]

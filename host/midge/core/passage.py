@@ -59,8 +59,13 @@ class Passage:
         self._rounds: dict[int, _Rounds] = {}
         self._told: dict[str, float] = {}  # by client identifier: when its loop was named, s since the epoch
 
-    def mark(self, message: Message) -> None:
-        """*message* leaves over a bridge. Call before it is stored or encoded for anyone."""
+    def mark(self, message: Message, bridges: list[Session]) -> None:
+        """*message* leaves over *bridges*. Call before it is stored or encoded for anyone."""
+        for session in bridges:
+            if session.connection is None or session.connection.version == 5:
+                break
+        else:
+            return  # 3.1.1 on all of them: no room for a mark
         if _find(message) is not None:
             return
         self._last += 1
