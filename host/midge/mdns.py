@@ -126,13 +126,15 @@ def _service(info: AsyncServiceInfo) -> Service:
     )
 
 
-async def resolve(host: str, timeout_s: float = RESOLVE_TIMEOUT_S) -> list[str]:
+async def resolve(
+    host: str, timeout_s: float = RESOLVE_TIMEOUT_S, interfaces: list[str] | None = None
+) -> list[str]:
     """The addresses of *host*, a name that ends in .local; empty if nobody answers."""
     from zeroconf import AddressResolver, InterfaceChoice  # type: ignore[attr-defined]
     from zeroconf.asyncio import AsyncZeroconf
 
     try:
-        zeroconf = AsyncZeroconf(interfaces=InterfaceChoice.Default)
+        zeroconf = AsyncZeroconf(interfaces=interfaces or InterfaceChoice.Default)
     except OSError:
         return []  # no network
     resolver = AddressResolver(host.rstrip(".") + ".")

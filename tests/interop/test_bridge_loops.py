@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 
 from brokers import free_port, needs_mosquitto, start_board, start_host, start_mosquitto
+from paho_peer import Paho
 
 from .bridging import (
+    collect,
     connected,
     each_gets_each_once,
     links_carry,
+    listeners,
     mosquitto_section,
     section,
     start_aedes,
@@ -96,3 +99,30 @@ def test_a_broker_that_knows_no_bridges_is_named_and_what_comes_back_dropped(tmp
     connected(here)
     here.wait_for_output("bridge b: a loop: the remote broker sends back what we send it", 20)
     each_gets_each_once(here, there)
+
+
+@needs_mosquitto
+def test_a_ring_without_marks_is_named_and_it_ends(tmp_path: Path, until_the_end, eventually) -> None:
+    ports = free_port(), free_port()
+    middle = until_the_end.enter_context(start_mosquitto())
+    first = until_the_end.enter_context(
+        start_bridging(
+            tmp_path / "1", section("m", middle.port, version="3.1.1"), section("s", ports[1], version="3.1.1")
+        )
+    )
+    second = until_the_end.enter_context(
+        start_bridging(tmp_path / "2", section("m2", middle.port, version="3.1.1", client_id="two"), port=ports[1])
+    )
+    connected(first, names=("m", "s"))
+    connected(second)
+    (listener,) = listeners(middle)
+    publisher = Paho(middle.port)
+    publisher.publish("round/and/round", b"x", 1)
+    eventually(lambda: "a loop: 'round/and/round' comes round by the bridge" in first.output() + second.output())
+    (got,) = collect([listener], 1)
+    assert 20 < got["x"] < 200
+    publisher.publish("something/else", b"y", 1)
+    (got,) = collect([listener], 1)
+    assert got["y"] and not got["x"], "it is quiet"
+    publisher.disconnect()
+    listener.disconnect()

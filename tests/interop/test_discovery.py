@@ -1,5 +1,6 @@
 """The broker announces itself by mDNS, and is found by `midge find` and by the board's helper: on 127.0.0.1 alone."""
 
+import asyncio
 import json
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ import trustme
 
 import brokers
 from brokers import host_python, start_host
+from midge import mdns
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -64,6 +66,13 @@ def test_midge_find_lists_the_listeners_until_the_broker_stops(announced) -> Non
     assert found[0]["url"].startswith("mqtt://") and found[1]["url"].startswith("mqtts://")
     broker.stop()
     assert ours(find("-w", "1"), name) == []
+
+
+def test_a_name_that_ends_in_local_is_resolved(announced) -> None:
+    (host, *_) = [each["host"] for each in ours(find(), announced[1])]
+    assert host.endswith(".local")
+    assert asyncio.run(mdns.resolve(host, 5, ["127.0.0.1"])) == ["127.0.0.1"]
+    assert asyncio.run(mdns.resolve("nobody-has-this-name.local", 0.5, ["127.0.0.1"])) == []
 
 
 def test_the_board_s_helper_finds_it(announced) -> None:
