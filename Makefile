@@ -24,7 +24,7 @@ BENCH ?= *
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types spec siege bridgefaults bench mpy wheel reference clean mosquitto
+.PHONY: help setup run test lint types spec siege bridgefaults soakclient bench mpy wheel reference clean mosquitto
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -61,6 +61,10 @@ siege: $(STAMP) ## send 100,000 mutants and more to the board's broker in 128 kB
 
 bridgefaults: $(STAMP) ## 200 kills of host, board and link in every phase of a hand-over across a bridge (10 minutes)
 	MIDGE_BRIDGE_KILLS=50 $(BIN)/pytest -s tests/faults/test_bridge_path.py $(ARGS)
+
+soakclient: $(STAMP) mosquitto ## 500 kills of a client with an outbox, a million messages in a small heap (some 5 minutes)
+	MIDGE_KILLS=500 MIDGE_MESSAGES=1000000 $(BIN)/pytest -s tests/device/test_client_outbox.py \
+	    tests/device/test_client_extras.py -k "killed or grow" $(ARGS)
 
 bench: $(STAMP) mosquitto ## measure, side by side with other programs (BENCH=host_broker ARGS="--rounds 1")
 	@for file in benchmarks/$(BENCH).py; do \

@@ -15,6 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 UMQTT = "micropython-umqtt.simple==1.3.4"
+CODE_32, DATA_32 = 1.4, 2.0  # what the 64-bit port takes of a 32-bit board's bytes
+FILES = [ROOT / "device" / f"midge_{name}.py" for name in ("client", "wake", "outbox", "mqtt5", "large", "umqtt")]
 
 # What both programs share. `measure` runs on the unix port; its arguments choose what is measured.
 COMMON = """
@@ -133,6 +135,30 @@ client.disconnect()
 """
 
 
+# What each file costs, with those that it needs.
+IMPORT = """
+import gc, sys
+sys.path.insert(0, sys.argv[1])
+import asyncio, select, socket, random
+gc.collect()
+base = gc.mem_alloc()
+for name in sys.argv[2:]:
+    __import__(name)
+gc.collect()
+print(gc.mem_alloc() - base)
+"""
+
+# What a program for each job imports.
+JOBS = {
+    "always on: Client": ["midge_client"],
+    "always on, MQTT 5.0": ["midge_mqtt5"],
+    "always on, large payloads": ["midge_large"],
+    "batteries: wake()": ["midge_wake"],
+    "batteries, RTC or flash outbox": ["midge_wake", "midge_outbox"],
+    "umqtt.simple's face": ["midge_umqtt"],
+}
+
+
 # A server that only acknowledges, and floods who subscribes to flood/QOS/COUNT. On the unix port too, with blocking
 # sockets and one connection at a time: it answers in a tenth of the time that CPython's sockets and asyncio need.
 ACKNOWLEDGER = """
@@ -239,7 +265,8 @@ def prepare(folder: Path) -> dict[str, Path]:
     (folder / "midge").mkdir()
     compile_mpy(folder / "simple/umqtt/simple.py", folder / "simple/umqtt/simple.mpy")
     (folder / "simple" / "umqtt" / "simple.py").unlink()
-    compile_mpy(ROOT / "device/midge_client.py", folder / "midge/midge_client.mpy")
+    for source in FILES:
+        compile_mpy(source, folder / "midge" / (source.stem + ".mpy"))
     (folder / "midge.py").write_text(MIDGE)
     (folder / "simple.py").write_text(SIMPLE)
     return {"midge": folder / "midge/midge_client.mpy", "simple": folder / "simple/umqtt/simple.mpy"}
@@ -275,6 +302,29 @@ def smallest_heap(folder: Path, name: str, port: int) -> int:
     return high
 
 
+def print_sizes(folder: Path) -> None:
+    print(f"{'.mpy (mpy-cross -O2), bytes':44} {'':>14}")
+    for source in FILES:
+        print(f"  {source.stem:42} {(folder / 'midge' / (source.stem + '.mpy')).stat().st_size:>14,}")
+    (folder / "import.py").write_text(IMPORT)
+    print(f"{'heap after import, asyncio apart, bytes':44} {'64 bit':>14} {'32 bit, about':>14}")
+    for job, modules in JOBS.items():
+        command = [BIN / "micropython", folder / "import.py", folder / "midge", *modules]
+        used = int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+        print(f"  {job:42} {used:>14,} {round(used / CODE_32):>14,}")
+
+
+def print_32_bit(rows: dict[str, dict[str, object]]) -> None:
+    """Estimates for a 32-bit board: imported code takes less of the difference than data does."""
+    imported, smallest = "heap after import from .mpy, bytes", "smallest -X heapsize, KB"
+    for name, row in rows.items():
+        code = row[imported]
+        data = row[smallest] * 1024 - code
+        board = code / CODE_32 + data / DATA_32
+        print(f"32-bit board, about: {name}: import {code / CODE_32:,.0f} bytes, smallest heap {board / 1024:.1f} kB")
+    print("Bytes allocated per message are half of those above on a 32-bit board.")
+
+
 def measure(folder: Path, name: str, port: int, count: int, mpy: Path) -> dict[str, object]:
     row: dict[str, object] = {".mpy (-O2), bytes": mpy.stat().st_size}
     heap = run(folder, name, port, "heap", 20, "4m")
@@ -302,10 +352,11 @@ def main() -> None:
         finally:
             server.kill()
             server.wait()
+        print_sizes(folder)
     print(f"{'unix port, 64 bit, 20-byte payloads':44} {'midge_client':>14} {'umqtt.simple':>14}")
     for key, value in rows["midge"].items():
         print(f"{key:44} {value:>14,} {rows['simple'].get(key, '-'):>14}")
-    print("A 32-bit board has half the data bytes and about 0.7 of the imported code.")
+    print_32_bit(rows)
 
 
 if __name__ == "__main__":

@@ -920,18 +920,15 @@ class Client:
     # Writes what the stream takes at once.
     def _flush(self):
         self.outbox.sync()
-        n = self._io(self._stream.write, self._tx)
+        try:
+            n = self._stream.write(self._tx)
+        except ValueError as error:  # so MicroPython says that it doesn't trust a certificate
+            raise MQTTError(str(error))
         if n:
             self._tx_at = ticks_ms()
             self.tx_writes += 1
             self.tx_bytes += n
             self._tx[:n] = b""
-
-    def _io(self, method, buffer):
-        try:
-            return method(buffer)
-        except ValueError as error:  # so MicroPython says that it doesn't trust a certificate
-            raise MQTTError(str(error))
 
     async def _read(self):
         readable = _Ready(self._stream, False)
@@ -951,7 +948,10 @@ class Client:
 
     # Reads and handles what has come; None if nothing had.
     def _receive(self):
-        n = self._io(self._stream.readinto, self._view[self._rx_end:] if self._rx_end else self._rx)
+        try:
+            n = self._stream.readinto(self._view[self._rx_end:] if self._rx_end else self._rx)
+        except ValueError as error:  # as in _flush
+            raise MQTTError(str(error))
         if n:
             self._rx_at = ticks_ms()
             self.rx_reads += 1
@@ -982,7 +982,7 @@ class Client:
                     if byte < 128:
                         break
                     if shift > 21:
-                        raise MQTTError("malformed remaining length")
+                        raise MQTTError("malformed packet")
                 else:
                     break
             if body + length - pos > self._max_packet:
@@ -1022,7 +1022,7 @@ class Client:
             payload = self._read_properties(payload, end)
         # [MQTT-3.3.1-4], [MQTT-3.3.1-2], [MQTT-2.3.1-1]
         if payload > end or not self.connected or qos == 3 or header & 0x0E == _DUP or (qos and not packet_id):
-            raise MQTTError("malformed PUBLISH")
+            raise MQTTError("malformed packet")
         if qos == 2 and self._is_duplicate(packet_id):
             return
         pos += 2
@@ -1049,7 +1049,7 @@ class Client:
             self._acknowledge(_PUBREC, packet_id)
             return True
         if len(inbound) >= _INBOUND_MAX:
-            raise MQTTError("too many messages without PUBREL")
+            raise MQTTError("protocol error")
         return packet_id << 1 | 1 in self._marks
 
     def _read_topic(self, start, end):
@@ -1059,7 +1059,7 @@ class Client:
             _check_utf8(topic)
             self._rx_topic_name = topic.decode()
         except ValueError:  # UnicodeError too [MQTT-1.5.3-1]
-            raise MQTTError("malformed topic name")
+            raise MQTTError("malformed packet")
         self._rx_topic = topic
 
     def _on_packet(self, header, pos, length):
@@ -1075,14 +1075,14 @@ class Client:
             self.outbox.forget(packet_id)
             self._acknowledge(_PUBCOMP, packet_id)
         elif header in (_PUBACK, _PUBREC, _PUBCOMP, _SUBACK, _UNSUBACK):
-            self._on_answer(header, packet_id, rx[pos + 2:pos + length])
+            self._on_answer(header, packet_id, rx[pos + 2:pos + length] if header == _SUBACK else b"")
         else:
-            raise MQTTError("not a server's packet")
+            raise MQTTError("protocol error")
 
     def _on_answer(self, header, packet_id, codes):
         for code in codes:
             if code > 2 and code != 0x80:
-                raise MQTTError("malformed SUBACK")  # [MQTT-3.9.3-2]
+                raise MQTTError("malformed packet")  # [MQTT-3.9.3-2]
         message = self.outbox.find(packet_id)
         state = message.state if message else 0
         if header == _PUBREC and state in (0, _PUBREC, _PUBCOMP):
@@ -1093,7 +1093,7 @@ class Client:
         elif header == state:
             self._done(message, max(codes) if codes else 0)
         elif state:
-            raise MQTTError("answer to another packet")
+            raise MQTTError("protocol error")
 
     def _done(self, message, code):
         message.code = code
@@ -1105,12 +1105,11 @@ class Client:
         self._wake_waiting()
 
     def _on_connack(self, header, pos, length):
-        if header != _CONNACK or length != 2:
-            raise MQTTError("not a CONNACK")
         flags = self._rx[pos]
         code = self._rx[pos + 1]
-        if flags > 1 or (flags and (code or self._clean)) or code > 5:  # [MQTT-3.2.2-1], [MQTT-3.2.2-4]
-            raise MQTTError("malformed CONNACK")
+        # [MQTT-3.2.2-1], [MQTT-3.2.2-4]
+        if header != _CONNACK or length != 2 or flags > 1 or (flags and (code or self._clean)) or code > 5:
+            raise MQTTError("malformed packet")
         if code:
             raise MQTTError("refused: %d" % code, code)
         self._accepted(flags == 1)

@@ -18,7 +18,7 @@ from client_board import ON_BOARD, Board
 import brokers
 from brokers import start_host
 
-# `make soak-client` asks for 500; a seed found there: MIDGE_SEED=n.
+# `make soakclient` asks for 500; a seed found there: MIDGE_SEED=n.
 KILLS = int(os.environ.get("MIDGE_KILLS", "30"))
 SEED = int(os.environ.get("MIDGE_SEED") or random.randrange(1_000_000))
 

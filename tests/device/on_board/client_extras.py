@@ -4,7 +4,6 @@ Runs under MicroPython and CPython; prints a JSON list for each thing that happe
 """
 
 import asyncio
-import gc
 import json
 import sys
 
@@ -220,32 +219,6 @@ async def callback():
     while len(got) < 3:
         await asyncio.sleep(0.01)
     say([[topic, payload.decode(), retained] for topic, payload, retained in got])
-    await client.disconnect()
-
-
-# Half a million messages and no growth: COUNT, PORT of a server that acknowledges.
-async def endurance():
-    client = Client("board", "127.0.0.1", PORT, **SETTINGS)
-    await client.connect()
-    await client.subscribe("in", 1)
-    count = int(sys.argv[3])
-
-    async def publisher(n):
-        for i in range(n):
-            await client.publish("in", "%08d" % i, i % 2)
-
-    async def reader():
-        async for _ in client:
-            pass
-
-    reading = asyncio.create_task(reader())
-    used = []
-    for _ in range(10):
-        await asyncio.gather(publisher(count // 40), publisher(count // 40))
-        gc.collect()
-        used.append(gc.mem_alloc() if hasattr(gc, "mem_alloc") else 0)
-    say("used", used, client.received)
-    reading.cancel()
     await client.disconnect()
 
 
