@@ -20,9 +20,11 @@ from midge.core.addresses import ConnectionCounts
 from midge.core.backlog import Backlog
 from midge.core.catch_up import CatchUp
 from midge.core.changes import Batch, Changes
-from midge.core.connection import HELD_BY_STORE, Connection, Owner
+from midge.core.connection import HELD_BY_STORE, Connection
 from midge.core.limits import Counters, Limits
 from midge.core.message import Message
+from midge.core.outgoing import send_qos0
+from midge.core.owner import Owner
 from midge.core.passage import Passage
 from midge.core.pressure import Pressure
 from midge.core.retained import Retained
@@ -345,7 +347,7 @@ class Broker:
             else:
                 for packet in p.PublishRun(topic, wire, count).publishes(version):
                     message = Message(topic, packet.payload, 0)
-                    peer.send_qos0(message, False, target.identifiers, now)
+                    send_qos0(peer, message, False, target.identifiers, now)
         counters.publish_sent += count * copies
         counters.publish_bytes_sent += payload_bytes * copies
         counters.messages_sent += (count - 1) * copies  # whoever writes it counts one
@@ -402,7 +404,7 @@ class Broker:
         if qos:
             session.deliver(message, qos, retain, target.identifiers, now, shared)
         elif session.connection is not None:
-            session.connection.send_qos0(message, retain, target.identifiers, now)
+            send_qos0(session.connection, message, retain, target.identifiers, now)
 
     def has_room_to_retain(self, message: Message) -> bool:
         """Whether the limits allow *message* to be kept as its topic's retained message."""

@@ -5,14 +5,13 @@ Knows neither socket nor clock: bytes and times are handed in, `data_to_send` is
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from midge.core import admission
 from midge.core.access import ANYBODY, Identity
 from midge.core.aliases import ReceivedAliases, SentAliases
-from midge.core.message import Message
+from midge.core.incoming import HANDLERS, on_publish
+from midge.core.owner import GONE, Owner
 from midge.core.rate import DEBT_MAX_S, Rate, rate_of
-from midge.core.routing import Subscription
 from midge.protocol import packets as p
 from midge.protocol.decoder import Decoder
 from midge.protocol.encoder import encode
@@ -20,38 +19,14 @@ from midge.protocol.errors import ProtocolError
 from midge.protocol.reasons import ReasonCode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from midge.core.access import Access
     from midge.core.admission import Exchange
     from midge.core.broker import Broker
     from midge.core.changes import Changes
     from midge.core.limits import Limits
-    from midge.core.session import Delivery, Session
+    from midge.core.session import Session
     from midge.core.timers import Timer
 
-
-class Owner(Protocol):
-    """Whoever does a connection's I/O."""
-
-    def flush(self) -> None:
-        """Write what `data_to_send` gives; if `is_closing` and `is_drained`, close."""
-        ...
-
-    def hold_reading(self, hold: bool) -> None:
-        """Stop reading, or go on; called by `Connection.hold` alone."""
-        ...
-
-
-class _Gone:
-    """The owner of a connection that is lost."""
-
-    def flush(self) -> None: ...
-
-    def hold_reading(self, hold: bool) -> None: ...
-
-
-_GONE = _Gone()
 
 # Why a connection is not read from; bits of `Connection.holds`.
 HELD_BY_STORE, HELD_BY_ADMISSION, HELD_BY_RATE, HELD_BY_QUEUE = 1, 2, 4, 8
@@ -278,7 +253,7 @@ class Connection:
                 self.fail(ProtocolError(ReasonCode.PROTOCOL_ERROR, "not AUTH, but not let in yet [MQTT-3.1.2-30]"))
                 return
             try:
-                _HANDLERS[type(packet)](self, packet, now)
+                HANDLERS[type(packet)](self, packet, now)
             except ProtocolError as error:
                 self.fail(error)
         if self._deferred is None and not self.is_closing:
@@ -291,9 +266,9 @@ class Connection:
                 if kind is p.PublishRun:
                     self.broker.publish_run(self, packet, now)  # type: ignore[arg-type]
                 elif kind is p.Publish:
-                    self._on_publish(packet, now)  # type: ignore[arg-type]
+                    on_publish(self, packet, now)  # type: ignore[arg-type]
                 else:
-                    _HANDLERS[kind](self, packet, now)
+                    HANDLERS[kind](self, packet, now)
                 if self.is_closing:
                     return
             if self.decoder.error is not None:
@@ -302,6 +277,11 @@ class Connection:
             self.fail(error)
         if self.rests and self.is_paused:
             self.rest_on_commit()
+
+    @property
+    def is_being_decided(self) -> bool:
+        """It has sent CONNECT, and whether it is let in is being found out."""
+        return self._deferred is not None
 
     def wait_for_decision(self) -> None:
         """Whether the client may connect is being found out: what it sends meanwhile is kept, unread."""
@@ -326,7 +306,7 @@ class Connection:
             return
         if error.reason_code == ReasonCode.UNSUPPORTED_PROTOCOL_VERSION or self.decoder.version == 5:
             self.version = 5 if self.decoder.version == 5 else 4
-            self.send(p.Connack(False, self._connack_code(error.reason_code), None))
+            self.send(p.Connack(False, self.connack_code(error.reason_code), None))
         self.abort(str(error))
 
     def close(self, reason_code: ReasonCode, reason: str) -> None:
@@ -349,7 +329,7 @@ class Connection:
         """The connection has ended, whoever ended it. Nothing is sent any more."""
         self.is_closing = True
         self.plain_version = 0
-        self.owner = _GONE  # so that neither keeps the other until the garbage collector comes
+        self.owner = GONE  # so that neither keeps the other until the garbage collector comes
         self.out.clear()
         self.held.clear()
         for timer in (self.timer, self.ping_timer, self.expiry_timer, self.rate_timer):
@@ -411,41 +391,13 @@ class Connection:
         if self.is_paused:  # what it was sent in earlier turns is still there, so it isn't named as ready anew
             self.broker.output_ready(self)
 
-    def drop_held(self) -> None:
-        """The store can't be written, so what rests on it can't be sent: whoever waits for it is disconnected, and
-        sends again what it has no acknowledgement of."""
-        was_greeting = bool(self.held) and self.held[0][1][0][0] == 0x20
-        self.held.clear()
-        self.out.clear()
-        self.rests = False
-        if was_greeting:
-            self.send(p.Connack(False, self._connack_code(ReasonCode.QUOTA_EXCEEDED), None))
-            self.abort("the store can't be written")
-        else:
-            self.close(ReasonCode.QUOTA_EXCEEDED, "the store can't be written")
-
-    def _postpone(self, data: bytes) -> bool:
+    def postpone(self, data: bytes) -> bool:
         """Whether *data* has to wait until the store can be written: then it does."""
         session, changes = self.session, self.broker.changes
         if changes is None or not changes.is_stuck or session is None or session.changes is None:
             return False
         self.postponed.append(data)
         return True
-
-    def store_recovered(self, now: float) -> None:
-        """Send what was postponed; it rests on the commit of what led to it."""
-        session = self.session
-        assert session is not None
-        if self.postponed:
-            self.rest_on_commit()
-            for data in self.postponed:
-                self.send_bytes(data)
-            self.postponed = []
-        if self.has_postponed_qos2:
-            self.has_postponed_qos2 = False
-            self.rest_on_commit()
-            session.resend_qos2(now)
-        session.fill_window(now)
 
     def send_bytes(self, data: bytes) -> None:
         if self.is_closing:
@@ -466,59 +418,6 @@ class Connection:
             return
         self.send_bytes(data)
 
-    def send_publish(self, delivery: Delivery, now: float, dup: bool) -> bool:
-        """PUBLISH at QoS 1 or 2; False, and nothing sent, if the client takes no packet of that size."""
-        message = delivery.message
-        if self.version == 5 and (delivery.identifiers or self.sent_aliases is not None):
-            head, tail = self._own_parts(message, delivery.qos, delivery.retain, delivery.identifiers, now)
-        else:
-            head, tail = message.parts(self.version, delivery.qos, delivery.retain, now)
-        if len(head) + len(tail) + 2 > self.max_packet_size:
-            return False
-        if dup:  # [MQTT-3.3.1-1]
-            head = bytes((head[0] | 0x08,)) + head[1:]
-        counters = self.broker.counters
-        counters.publish_sent += 1
-        counters.publish_bytes_sent += len(message.payload)
-        if not self.out:
-            self.broker.output_ready(self)
-        self.out.append(b"".join((head, _PACKET_ID.pack(delivery.packet_id), tail)))
-        return True
-
-    def send_qos0(self, message: Message, retain: bool, identifiers: tuple[int, ...], now: float) -> None:
-        """PUBLISH at QoS 0: dropped and counted if the client reads too slowly."""
-        if self.version == 5 and (identifiers or self.sent_aliases is not None):
-            head, tail = self._own_parts(message, 0, retain, identifiers, now)
-        else:
-            head, tail = message.parts(self.version, 0, retain, now)
-        data = head + tail
-        if len(data) > self.max_packet_size:
-            return
-        if self.is_paused:
-            if self.output_bytes + len(data) > self.broker.limits.max_output_bytes:
-                self.broker.counters.dropped_output_full += 1
-                return
-            self.output_bytes += len(data)
-        counters = self.broker.counters
-        counters.publish_sent += 1
-        counters.publish_bytes_sent += len(message.payload)
-        self.send_bytes(data)
-
-    def _own_parts(
-        self, message: Message, qos: int, retain: bool, identifiers: tuple[int, ...], now: float
-    ) -> tuple[bytes, bytes]:
-        """A PUBLISH that is this client's own (5.0): its subscription identifiers, our topic aliases."""
-        aliases = self.sent_aliases
-        if aliases is None or self.is_paused:  # paused: it may yet be dropped, and an alias with it
-            return message.parts_for(qos, retain, identifiers, now)
-        alias, is_known = aliases.find(message.topic)
-        parts = message.parts_for(qos, retain, identifiers, now, alias, is_known)
-        if alias and not is_known:
-            if len(parts[0]) + len(parts[1]) + 2 > self.max_packet_size:
-                return message.parts_for(qos, retain, identifiers, now)  # it may fit without
-            aliases.sent(message.topic, alias)
-        return parts
-
     def send_pubrel(self, packet_id: int) -> None:
         self.send_bytes(b"\x62\x02" + _PACKET_ID.pack(packet_id))
 
@@ -531,101 +430,16 @@ class Connection:
 
     # -- packets --
 
-    def _on_connect(self, packet: p.Connect, now: float) -> None:
-        if self.session is not None or self._deferred is not None:
-            raise ProtocolError(ReasonCode.PROTOCOL_ERROR, "second CONNECT [MQTT-3.1.0-2]")
-        admission.connect(self.broker, self, packet, now)
-
     def refuse(self, reason_code: ReasonCode, reason: str) -> None:
         """Answer CONNECT with a refusal and close [MQTT-3.2.2-7]."""
         self.broker.counters.refused += 1
-        self.send(p.Connack(False, self._connack_code(reason_code), None))
+        self.send(p.Connack(False, self.connack_code(reason_code), None))
         self.abort(reason)
 
-    def _connack_code(self, reason_code: ReasonCode) -> int:
+    def connack_code(self, reason_code: ReasonCode) -> int:
         return reason_code if self.version == 5 else reason_code.connack_311
 
-    def _on_publish(self, packet: p.Publish, now: float) -> None:
-        session = self.session
-        assert session is not None
-        broker = self.broker
-        topic = packet.topic if self.version != 5 else self.aliases.resolve(packet)
-        qos = packet.qos
-        if qos == 0:
-            if broker.may_publish(self, topic):
-                broker.counters.publish_received += 1
-                broker.counters.publish_bytes_received += len(packet.payload)
-                message = Message.published(packet, topic, now, self.version)
-                if message.retain and not broker.has_room_to_retain(message):
-                    message.retain = False  # QoS 0 can't be refused: passed on, not kept
-                broker.publish(message, session, now)
-                if message.key and broker.changes is not None and broker.changes.is_overdue:
-                    broker.hold_by_store(self)  # nothing else slows it down: it waits for no acknowledgement
-            return
-        packet_id = packet.packet_id
-        if qos == 2 and packet_id in session.received:
-            # A duplicate: answered, not routed [MQTT-4.3.3-10].
-            if not self._postpone(b"\x50\x02" + _PACKET_ID.pack(packet_id)):
-                self._acknowledge(b"\x50", packet_id)
-                self.rests = self.rests or session.changes is not None
-            return
-        under_way = self.unacknowledged + self.unreleased
-        if broker.pressure.is_on:
-            under_way += broker.pressure.waiting(self)
-        if under_way >= self.receive_maximum and self.version == 5:
-            raise ProtocolError(ReasonCode.RECEIVE_MAXIMUM_EXCEEDED, "more than Receive Maximum under way")
-        kind = b"\x40" if qos == 1 else b"\x50"
-        if not broker.may_publish(self, topic):
-            # 3.1.1 knows no refusal: acknowledged, as [MQTT-3.3.5-2] leaves it, and not routed.
-            self._acknowledge(kind, packet_id, ReasonCode.NOT_AUTHORIZED)
-            return
-        broker.counters.publish_received += 1
-        broker.counters.publish_bytes_received += len(packet.payload)
-        message = Message.published(packet, topic, now, self.version)
-        if message.retain and not (broker.has_room_to_retain(message) or self.is_trusted):
-            self._refuse_publish(kind, packet_id, ReasonCode.QUOTA_EXCEEDED, "no room for another retained message")
-            return
-        if broker.pressure.is_on and not broker.pressure.admits(self, packet, topic):
-            return
-        self._route(message, session, packet, now)
-
-    def take_publish(self, packet: p.Publish, topic: str, now: float) -> None:
-        """There is room at last for a message that has waited (see `Pressure`)."""
-        session = self.session
-        assert session is not None
-        if self.broker.session_may_publish(session, topic):
-            self._route(Message.published(packet, topic, now, self.version), session, packet, now)
-        else:
-            self._acknowledge(b"\x40" if packet.qos == 1 else b"\x50", packet.packet_id, ReasonCode.NOT_AUTHORIZED)
-
-    def _route(self, message: Message, session: Session, packet: p.Publish, now: float) -> None:
-        """QoS 1 and 2: take *message* over, and acknowledge it."""
-        matched = self.broker.publish(message, session, now)
-        qos = packet.qos
-        if qos == 2:
-            session.receive(packet.packet_id)
-            self.unreleased += 1
-        else:
-            self.unacknowledged += 1
-        # Retained without payload it has no key, but what it took away must not come back.
-        if message.key or message.retain or (qos == 2 and session.changes is not None):
-            self.rests = True
-        reason_code = 0 if matched else ReasonCode.NO_MATCHING_SUBSCRIBERS
-        self._acknowledge(b"\x40" if qos == 1 else b"\x50", packet.packet_id, reason_code)
-
-    def refuse_publish(self, packet: p.Publish, reason: str) -> None:
-        """There is no room for it."""
-        kind = b"\x40" if packet.qos == 1 else b"\x50"
-        self._refuse_publish(kind, packet.packet_id, ReasonCode.QUOTA_EXCEEDED, reason)
-
-    def _refuse_publish(self, kind: bytes, packet_id: int, reason_code: ReasonCode, reason: str) -> None:
-        """QoS 1 and 2. 3.1.1 has no answer but success: the connection is closed, and nothing acknowledged."""
-        if self.version == 5:
-            self._acknowledge(kind, packet_id, reason_code)
-        else:
-            self.close(reason_code, reason)
-
-    def _acknowledge(self, kind: bytes, packet_id: int, reason_code: int = 0) -> None:
+    def acknowledge(self, kind: bytes, packet_id: int, reason_code: int = 0) -> None:
         if reason_code and self.version == 5:
             data = kind + b"\x03" + _PACKET_ID.pack(packet_id) + bytes((reason_code,))
         else:
@@ -634,119 +448,12 @@ class Connection:
             self.broker.output_ready(self)
         self.out.append(data)
 
-    def _on_puback(self, packet: p.Puback, now: float) -> None:
-        session = self.session
-        assert session is not None
-        session.puback(packet.packet_id, now)
-
-    def _on_pubrec(self, packet: p.Pubrec, now: float) -> None:
-        session = self._session()
-        is_refused = packet.reason_code >= 0x80
-        if session.pubrec(packet.packet_id, is_refused, now):
-            if not (is_refused or self._postpone(b"\x62\x02" + _PACKET_ID.pack(packet.packet_id))):
-                self.send_pubrel(packet.packet_id)
-        elif not is_refused:
-            self.send(p.Pubrel(packet.packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND))
-
-    def _on_pubrel(self, packet: p.Pubrel, now: float) -> None:
-        session = self._session()
-        if session.release(packet.packet_id):
-            if self.unreleased:
-                self.unreleased -= 1
-            # A restart that forgot this PUBREL would take the next message with this identifier for a
-            # duplicate.
-            if self._postpone(b"\x70\x02" + _PACKET_ID.pack(packet.packet_id)):
-                return
-            self.rests = self.rests or session.changes is not None
-            self._acknowledge(b"\x70", packet.packet_id)
-        else:
-            self._acknowledge(b"\x70", packet.packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND)
-
-    def _on_pubcomp(self, packet: p.Pubcomp, now: float) -> None:
-        self._session().pubcomp(packet.packet_id, now)
-
-    def _on_subscribe(self, packet: p.Subscribe, now: float) -> None:
-        session = self._session()
-        identifiers = (packet.properties or {}).get("subscription_identifier")
-        codes: list[int] = []
-        granted: list[Subscription] = []
-        for wanted in packet.subscriptions:
-            refusal = self.broker.check_subscription(self, wanted.filter)
-            if refusal is None:
-                subscription = Subscription(
-                    session,
-                    wanted.filter,
-                    wanted.qos,
-                    # A bridge is never sent what it sent, and is told what is retained, whatever its version.
-                    wanted.no_local or self.is_bridge,
-                    wanted.retain_as_published or self.is_bridge,
-                    identifiers[0] if identifiers else 0,
-                )
-                if subscription.is_bridges:
-                    self.broker.set_bridge(session, True)
-                is_new = self.broker.subscribe(subscription)
-                if wanted.retain_handling == 0 or (wanted.retain_handling == 1 and is_new):
-                    granted.append(subscription)
-                codes.append(wanted.qos)
-            else:
-                codes.append(refusal if self.version == 5 else 0x80)  # [MQTT-3.9.3-2]
-        if session.changes is not None:
-            self.rest_on_commit()
-        self.send(p.Suback(packet.packet_id, codes, None))
-        for subscription in () if self.is_closing else granted:
-            self.broker.send_retained(subscription, now)
-
-    def _on_unsubscribe(self, packet: p.Unsubscribe, now: float) -> None:
-        session = self._session()
-        codes = [
-            ReasonCode.SUCCESS
-            if self.broker.unsubscribe(session, topic_filter)
-            else ReasonCode.NO_SUBSCRIPTION_EXISTED
-            for topic_filter in packet.filters
-        ]
-        if session.changes is not None:
-            self.rest_on_commit()
-        self.send(p.Unsuback(packet.packet_id, [int(code) for code in codes], None))
-
-    def _on_pingreq(self, packet: p.Pingreq, now: float) -> None:
-        session = self._session()
-        if not session.queue.count:
-            self.send_bytes(_PINGRESP)
-            return
-        # The drained marker: PINGRESP follows what is queued for the session, so that a board that
-        # sees it can sleep; at the latest after half the keep alive, so that the link isn't thought dead.
-        self.is_ping_waiting = True
-        self.ping_position = session.last_position
-        if self.ping_timer is None:
-            wait_s = self.keep_alive_s / 2 if self.keep_alive_s else 30.0
-            self.ping_timer = self.broker.timers.at(now + wait_s, self._ping_waited)
-
-    def _ping_waited(self, now: float) -> None:
+    def ping_waited(self, now: float) -> None:
         self.ping_timer = None
         if self.is_ping_waiting:
             self.send_pingresp()
 
-    def _on_disconnect(self, packet: p.Disconnect, now: float) -> None:
-        if self.session is None:  # while its enhanced authentication is under way
-            self.abort("disconnected by the client before it was let in")
-            return
-        session = self._session()
-        expiry_s = (packet.properties or {}).get("session_expiry_interval")
-        if expiry_s is not None:
-            if expiry_s and not session.expiry_s:
-                raise ProtocolError(
-                    ReasonCode.PROTOCOL_ERROR,
-                    "DISCONNECT lengthens a session that was to end [MQTT-3.14.2-2]",
-                )
-            self.broker.set_expiry(session, expiry_s)
-        if packet.reason_code != ReasonCode.DISCONNECT_WITH_WILL_MESSAGE:
-            self.will = None  # [MQTT-3.14.4-3]
-        self.abort("disconnected by the client")
-
-    def _on_auth(self, packet: p.Auth, now: float) -> None:
-        admission.receive_auth(self.broker, self, packet, now)
-
-    def _session(self) -> Session:
+    def its_session(self) -> Session:
         session = self.session
         if session is None:  # the decoder lets nothing but CONNECT come first
             raise ProtocolError(ReasonCode.PROTOCOL_ERROR, "the first packet must be CONNECT [MQTT-3.1.0-1]")
@@ -795,17 +502,3 @@ def _count_of(packets: list[p.Packet | p.PublishRun]) -> int:
         if type(packet) is p.PublishRun:
             count += packet.count - 1
     return count
-
-
-_HANDLERS: dict[type, Callable[..., None]] = {  # by the packet's class
-    p.Connect: Connection._on_connect,
-    p.Puback: Connection._on_puback,
-    p.Pubrec: Connection._on_pubrec,
-    p.Pubrel: Connection._on_pubrel,
-    p.Pubcomp: Connection._on_pubcomp,
-    p.Subscribe: Connection._on_subscribe,
-    p.Unsubscribe: Connection._on_unsubscribe,
-    p.Pingreq: Connection._on_pingreq,
-    p.Disconnect: Connection._on_disconnect,
-    p.Auth: Connection._on_auth,
-}

@@ -23,10 +23,13 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from midge.core import incoming
 from midge.core.connection import HELD_BY_QUEUE
 from midge.core.routing import Target
+from midge.protocol import packets as p
 from midge.protocol.errors import ProtocolError
 from midge.protocol.packets import Publish
+from midge.protocol.reasons import ReasonCode
 
 if TYPE_CHECKING:
     from midge.core.broker import Broker
@@ -109,14 +112,14 @@ class Pressure:
         counters = broker.counters
         if self.is_store_failing and must_last and broker.changes is not None:
             counters.refused_store_failing += 1
-            connection.refuse_publish(packet, "the store can't be written")
+            incoming.refuse_publish(connection, packet, "the store can't be written")
             return REJECT
         policy = broker.limits.queue_full
         if not is_full or policy == DROP_OLDEST:
             return ""
         if policy == REJECT or is_too_large:
             counters.refused_queue_full += 1
-            connection.refuse_publish(packet, "the queue of a subscriber is full")
+            incoming.refuse_publish(connection, packet, "the queue of a subscriber is full")
             return REJECT
         return WAIT
 
@@ -158,7 +161,7 @@ class Pressure:
             publishes.popleft()
             waiting.bytes -= len(packet.payload)
             if verdict == "":
-                connection.take_publish(packet, topic, now)
+                incoming.take_publish(connection, packet, topic, now)
 
     def forget(self, connection: Connection) -> None:
         """It has nothing that waits any more. What a lost connection had is not acknowledged, and will be sent
@@ -176,7 +179,7 @@ class Pressure:
             broker.changes.is_stuck = True
         for connection in list(broker.connections):
             if connection.held or connection.rests:
-                connection.drop_held()
+                _drop_held(connection)
 
     def store_recovered(self) -> None:
         """It can be, and is."""
@@ -191,4 +194,34 @@ class Pressure:
         """Send what had to rest on a commit meanwhile."""
         for connection in list(self._broker.connections):
             if connection.session is not None and not connection.is_closing:
-                connection.store_recovered(now)
+                _store_recovered(connection, now)
+
+
+def _drop_held(connection: Connection) -> None:
+    """The store can't be written, so what rests on it can't be sent: whoever waits for it is disconnected, and
+    sends again what it has no acknowledgement of."""
+    was_greeting = bool(connection.held) and connection.held[0][1][0][0] == 0x20
+    connection.held.clear()
+    connection.out.clear()
+    connection.rests = False
+    if was_greeting:
+        connection.send(p.Connack(False, connection.connack_code(ReasonCode.QUOTA_EXCEEDED), None))
+        connection.abort("the store can't be written")
+    else:
+        connection.close(ReasonCode.QUOTA_EXCEEDED, "the store can't be written")
+
+
+def _store_recovered(connection: Connection, now: float) -> None:
+    """Send what was postponed; it rests on the commit of what led to it."""
+    session = connection.session
+    assert session is not None
+    if connection.postponed:
+        connection.rest_on_commit()
+        for data in connection.postponed:
+            connection.send_bytes(data)
+        connection.postponed = []
+    if connection.has_postponed_qos2:
+        connection.has_postponed_qos2 = False
+        connection.rest_on_commit()
+        session.resend_qos2(now)
+    session.fill_window(now)

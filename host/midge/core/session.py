@@ -11,6 +11,7 @@ from midge.core.backlog import Backlog, Queue, restored_delivery
 from midge.core.changes import Changes, QueueRow
 from midge.core.limits import Counters, Limits
 from midge.core.message import Message
+from midge.core.outgoing import send_publish
 from midge.protocol.errors import ProtocolError
 from midge.protocol.reasons import ReasonCode
 
@@ -217,7 +218,7 @@ class Session:
 
     def _send(self, delivery: Delivery, connection: Connection, now: float) -> None:
         delivery.packet_id = packet_id = self._next_packet_id()
-        if not connection.send_publish(delivery, now, dup=False):
+        if not send_publish(connection, delivery, now, dup=False):
             # Larger than the client takes: as if it had been sent [MQTT-3.1.2-25].
             self._forget(delivery)
             return
@@ -260,7 +261,7 @@ class Session:
     def _resend(self, delivery: Delivery, connection: Connection, now: float) -> None:
         if delivery.is_released:
             connection.send_pubrel(delivery.packet_id)
-        elif not connection.send_publish(delivery, now, dup=True):
+        elif not send_publish(connection, delivery, now, dup=True):
             self._remove_in_flight(delivery.packet_id)
 
     def puback(self, packet_id: int, now: float) -> None:
