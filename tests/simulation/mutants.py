@@ -12,7 +12,7 @@ from midge.core.changes import Changes
 from midge.core.connection import Connection
 from midge.core.session import Delivery, Session
 
-Patch = Callable[[type, str, Any], None]  # pytest's monkeypatch.setattr
+Patch = Callable[[Any, str, Any], None]  # pytest's monkeypatch.setattr
 
 
 def acknowledge_before_commit(patch: Patch) -> None:
@@ -37,8 +37,10 @@ def send_in_the_midst_of_a_turn(patch: Patch) -> None:
 
 
 def forget_dup(patch: Patch) -> None:
-    original = Connection.send_publish
-    patch(Connection, "send_publish", lambda self, delivery, now, dup: original(self, delivery, now, False))
+    from midge.core import session
+
+    original = session.send_publish
+    patch(session, "send_publish", lambda connection, delivery, now, dup: original(connection, delivery, now, False))
 
 
 def drop_in_flight_on_reconnect(patch: Patch) -> None:
@@ -115,8 +117,8 @@ def publish_a_will_after_disconnect(patch: Patch) -> None:
     from midge.core import connection
     from midge.protocol.packets import Disconnect
 
-    original = connection._HANDLERS[Disconnect]
-    patch(connection, "_HANDLERS", connection._HANDLERS | {Disconnect: on_disconnect})
+    original = connection.HANDLERS[Disconnect]
+    patch(connection, "HANDLERS", connection.HANDLERS | {Disconnect: on_disconnect})
 
 
 def lose_what_a_shared_subscriber_leaves(patch: Patch) -> None:
