@@ -73,7 +73,10 @@ class Hook:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             threading.Thread(target=self._loop.run_forever, name=f"auth-{self.name}", daemon=True).start()
-        return asyncio.run_coroutine_threadsafe(self._function(login), self._loop)
+        return asyncio.run_coroutine_threadsafe(self._call(login), self._loop)
+
+    async def _call(self, login: Login) -> Verdict:
+        return await self._function(login)  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """What is still asked is not waited for."""

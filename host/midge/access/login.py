@@ -179,16 +179,17 @@ class ListenerAccess:
         def done(future: asyncio.Future[Verdict]) -> None:
             try:
                 verdict = future.result()
-                if verdict is None:
-                    self._check_nothing(connect, address, answer)
-                elif verdict is False:
-                    self._refuse(address, answer)
-                else:
-                    admit = Admit() if verdict is True else verdict
-                    answer(ReasonCode.SUCCESS, _admitted_by(hook, admit, connect))
+                identity = _admitted_by(hook, verdict, connect) if verdict else None
             except Exception:
                 log.exception("the auth hook %r failed", hook.name, extra=about(connect.client_id, address))
                 answer(ReasonCode.SERVER_UNAVAILABLE, ANYBODY)
+                return
+            if identity is not None:
+                answer(ReasonCode.SUCCESS, identity)
+            elif verdict is None:
+                self._check_nothing(connect, address, answer)
+            else:
+                self._refuse(address, answer)
 
         self._later(asyncio.wrap_future(hook.ask(login)), done)
 
@@ -228,8 +229,9 @@ class ListenerAccess:
         return None if acl is None else acl.permissions(client_id, identity.username)
 
 
-def _admitted_by(hook: Hook, admit: Admit, connect: Connect) -> Identity:
+def _admitted_by(hook: Hook, verdict: Admit | bool, connect: Connect) -> Identity:
     """TypeError, TokenError: the hook returned something else."""
+    admit = Admit() if verdict is True else verdict
     if not isinstance(admit, Admit):
         raise TypeError(f"it returned {admit!r}: must be an Admit, True, False or None")
     grants = None

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -107,8 +108,11 @@ class Tokens:
             raise TokenError(f"no user name in the claim {rules.username_claim!r}")
         if rules.client_id_claim is not None and claims.get(rules.client_id_claim) != client_id:
             raise TokenError(f"its claim {rules.client_id_claim!r} is not the client identifier")
-        expires_at = float(claims["exp"])
-        if expires_at <= time.time():
+        try:
+            expires_at = float(claims["exp"])
+        except OverflowError:
+            raise TokenError("its end is no time") from None
+        if not time.time() < expires_at < math.inf:
             raise TokenError("it has expired")
         grants = _grants(claims[rules.topics_claim]) if rules.topics_claim in claims else None
         return Token(username, expires_at, Proof(key.fingerprint, rules), grants)

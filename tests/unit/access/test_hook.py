@@ -32,8 +32,14 @@ not_a_function = 5
 
 def broken(login):
     raise RuntimeError("no directory")
+
+async def broken_later(login):
+    raise RuntimeError("no directory")
+
+async def takes_nothing():
+    return True
 """
-NAMES = ("plain", "later", "instance", "not_a_function", "broken", "missing")
+NAMES = ("plain", "later", "instance", "not_a_function", "broken", "broken_later", "takes_nothing", "missing")
 LOGIN = Login("one", "anna", b"secret", "192.0.2.1:5", 5)
 
 
@@ -65,10 +71,12 @@ def test_a_function_is_asked_in_a_thread_of_its_own(name: str) -> None:
         assert username == "anna"
 
 
-def test_what_it_raises_comes_with_the_answer() -> None:
-    hook = Hook("broken")
-    with pytest.raises(RuntimeError, match="no directory"):
-        hook.ask(LOGIN).result(10)
+@pytest.mark.parametrize("name", ["broken", "broken_later", "takes_nothing"])
+def test_what_it_raises_comes_with_the_answer(name: str) -> None:
+    hook = Hook(name)
+    answer = hook.ask(LOGIN)
+    with pytest.raises((RuntimeError, TypeError), match=r"no directory|takes 0 positional arguments"):
+        answer.result(10)
     hook.close()
 
 

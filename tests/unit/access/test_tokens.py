@@ -88,7 +88,8 @@ def test_claims_that_are_asked_for(tmp_path: Path) -> None:
 
 def test_a_token_outside_its_time_is_refused(tmp_path: Path) -> None:
     keys, now = tokens(tmp_path, SECRET, "HS256"), int(time.time())
-    for claims in ({"exp": now - 1}, {"exp": now - 1000}, {"exp": None}, {"nbf": now + 100}, {"exp": "soon"}):
+    for claims in ({"exp": now - 1}, {"exp": now - 1000}, {"exp": None}, {"nbf": now + 100}, {"exp": "soon"},
+                   {"exp": 10**400}, {"exp": float("inf")}, {"exp": float("nan")}):  # fmt: skip
         assert refusal(keys, token(SECRET, "HS256", **claims))
 
 
