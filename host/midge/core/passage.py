@@ -31,20 +31,33 @@ _MARKS_MAX = 50_000
 _BROKERS_MAX = 32
 
 # Without marks: the same topic and payload that comes from one bridge and leaves by another, so many times within
-# so many seconds, goes round in circles. A loop on one machine makes hundreds of rounds a second.
+# so many seconds, may go round in circles. A loop on one machine makes hundreds of rounds a second, one through a
+# cloud ten. Where the bridge that it comes by carries the topic only one way it takes more to suspect it: a sensor
+# that repeats itself on its way through us is likelier than a ring of one-way links.
 _ROUNDS_MAX = 20
+_ROUNDS_MAX_ONE_WAY = 200
 _ROUNDS_S = 4.0
 _ROUNDS_KEPT = 10_000
+# Then what comes is dropped, which ends a loop: of each copy that goes round there is one. If so many more have come
+# in more than so many seconds, somebody really repeats it, and it passes until it has been quiet for _EXEMPT_S.
+_COPIES_MAX = 40
+_COPIES_S = 0.4
+_EXEMPT_S = 60.0
 # s until a loop that goes on is named again.
 _TELL_AGAIN_S = 60.0
 
 
 class _Rounds:
-    __slots__ = ("count", "since")
+    """Of one topic and payload. Times in s since the epoch."""
+
+    __slots__ = ("count", "dropped", "is_exempt", "last", "since")
 
     def __init__(self, since: float) -> None:
-        self.count = 0
+        self.count = 0  # arrivals since `since`
         self.since = since
+        self.dropped = 0  # since it was suspected; 0: it isn't
+        self.is_exempt = False  # it was suspected, and is no loop
+        self.last = since  # arrival
 
 
 class Passage:
@@ -111,19 +124,31 @@ class Passage:
             return False  # it goes no further
         key = hash((message.topic, message.payload))
         rounds = self._rounds.get(key)
-        if rounds is None or now - rounds.since > _ROUNDS_S:
+        if rounds is None or now - rounds.last > (_EXEMPT_S if rounds.is_exempt else _ROUNDS_S):
             if len(self._rounds) >= _ROUNDS_KEPT:
                 self._rounds.clear()
             self._rounds[key] = rounds = _Rounds(now)
-        rounds.count += 1
-        if rounds.count <= _ROUNDS_MAX:
+        rounds.last = now
+        if rounds.is_exempt:
             return False
-        rounds.since = now  # dropped until it has been quiet for a while
-        client_id = publisher.client_id
+        if not rounds.dropped:
+            if now - rounds.since > _ROUNDS_S:
+                rounds.count, rounds.since = 0, now
+            rounds.count += 1
+            if rounds.count <= (_ROUNDS_MAX if publisher in bridges else _ROUNDS_MAX_ONE_WAY):
+                return False
+            rounds.since = now
+            self._tell(message.topic, publisher.client_id, now)
+        rounds.dropped += 1
+        if rounds.dropped % _COPIES_MAX == 0:
+            rounds.is_exempt = now - rounds.since > _COPIES_S
+            rounds.since = now
+        return True
+
+    def _tell(self, topic: str, client_id: str, now: float) -> None:
         if self.on_loop is not None and now - self._told.get(client_id, 0.0) > _TELL_AGAIN_S:
             self._told[client_id] = now
-            self.on_loop(message.topic, client_id)
-        return True
+            self.on_loop(topic, client_id)
 
 
 def _find(message: Message) -> str | None:

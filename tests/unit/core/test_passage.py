@@ -96,6 +96,41 @@ def test_a_loop_without_marks_is_named_and_broken() -> None:
     assert exit_.take(p.Publish), "and this one, once it is quiet"
 
 
+def sends(core: Core, entry: Client, exit_: Client, count: int, every_s: float) -> int:
+    """*entry* sends the same *count* times; how often it leaves by *exit_*."""
+    left = 0
+    for _ in range(count):
+        entry.publish("t", b"on")
+        left += len(exit_.take(p.Publish))
+        core.now += every_s
+    return left
+
+
+def test_a_sensor_that_repeats_itself_loses_a_few_and_then_no_more() -> None:
+    core = Core()
+    entry, exit_ = bridge(core, "b1", version=4), bridge(core, "b2", version=4)
+    assert sends(core, entry, exit_, 60, every_s=0.1) == 20
+    assert sends(core, entry, exit_, 1000, every_s=0.1) == 1000
+
+
+def test_a_storm_goes_on_being_dropped() -> None:
+    core = Core()
+    entry, exit_ = bridge(core, "b1", version=4), bridge(core, "b2", version=4)
+    assert sends(core, entry, exit_, 2000, every_s=0.001) == 20
+
+
+def test_a_sensor_behind_a_link_of_one_direction_isn_t_suspected() -> None:
+    core = Core()
+    entry, exit_ = core.client("b1", is_bridge=True), bridge(core, "b2", version=4)
+    assert sends(core, entry, exit_, 1000, every_s=0.03) == 1000
+
+
+def test_a_ring_of_links_of_one_direction_is_found_later() -> None:
+    core = Core()
+    entry, exit_ = core.client("b1", is_bridge=True), bridge(core, "b2", version=4)
+    assert sends(core, entry, exit_, 1000, every_s=0.005) == 200
+
+
 def test_what_comes_over_a_bridge_and_goes_no_further_may_repeat() -> None:
     core = Core()
     link, subscriber = bridge(core, "b1", version=4), core.client("s")
