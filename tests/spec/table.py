@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import json
+import signal
 import sys
 from collections import defaultdict
 from functools import cache
@@ -138,4 +139,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `make spec | head` ends without a word
     main()

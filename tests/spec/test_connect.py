@@ -109,6 +109,13 @@ def test_no_identifier_with_clean_session_0_is_answered_by_return_code_2(
     assert watcher.until_ping() == []
 
 
+@shows(v5="3.1.3-8")
+def test_an_identifier_that_is_not_to_be_had_is_refused(port: int) -> None:
+    """Those of the broker's own bridges: whoever took one would get what waits for them."""
+    refused = Client(port, 5, "bridge/x", is_accepted=False)
+    assert refused.until_closed() == [p.Connack(False, 0x85)]
+
+
 @shows(v3="3.2.2-6", v5="3.1.4-2 3.2.2-7 4.13.2-1")
 def test_a_client_that_may_not_connect_is_closed(version: int, tmp_path: Path) -> None:
     config = tmp_path / "midge.toml"
