@@ -17,6 +17,7 @@ from midge.protocol.decoder import Decoder
 from midge.protocol.encoder import encode
 
 VERSION = 4
+TOPICS = 4
 
 
 class Disconnected(Exception):
@@ -76,13 +77,14 @@ class Peer:
 
 
 class Publisher(Peer):
-    """Publishes 0, 1, 2, ... with at most *window* unacknowledged."""
+    """Publishes 0, 1, 2, ... with at most *window* unacknowledged; "{}" in *topic* is the number modulo TOPICS."""
 
-    def __init__(self, client_id: str, topic: str, qos: int, window: int = 10) -> None:
+    def __init__(self, client_id: str, topic: str, qos: int, window: int = 10, retain: bool = False) -> None:
         super().__init__(client_id)
         self.topic = topic
         self.qos = qos
         self.window = window
+        self.retain = retain
         self.next_number = 0
         self.acknowledged: list[int] = []  # numbers that the broker took responsibility for
         self._under_way: OrderedDict[int, tuple[int, bool]] = OrderedDict()  # identifier: number, PUBREC came
@@ -95,7 +97,8 @@ class Publisher(Peer):
             self.send(p.Pubrel(packet_id) if is_received else self._publish(packet_id, number, dup=True))
 
     def _publish(self, packet_id: int, number: int, dup: bool = False) -> p.Publish:
-        return p.Publish(self.topic, b"%d" % number, self.qos, dup=dup, packet_id=packet_id)
+        topic = self.topic.format(number % TOPICS)
+        return p.Publish(topic, b"%d" % number, self.qos, self.retain, dup, packet_id)
 
     def step(self, may_publish: bool = True, timeout_s: float = 1.0) -> bool:
         """Fill the window, then take one packet; False if nothing is under way or came in time."""
@@ -136,6 +139,7 @@ class Subscriber(Peer):
         super().__init__(client_id)
         self.topic_filter = topic_filter
         self.qos = qos
+        self.granted: list[int] = []  # by SUBACKs to what was subscribed to later
         self.numbers: list[int] = []  # as they came; QoS 2: once released or first seen
         self._received: set[int] = set()  # QoS 2 identifiers between PUBLISH and PUBREL
 
@@ -149,12 +153,21 @@ class Subscriber(Peer):
             assert isinstance(suback, p.Suback) and suback.reason_codes == [self.qos], suback
         return connack.session_present
 
+    def subscribe(self, topic_filter: str) -> None:
+        """To one more; until that is acknowledged."""
+        before = len(self.granted)
+        self.send(p.Subscribe(1, [p.Subscription(topic_filter, self.qos)]))
+        while len(self.granted) == before:
+            assert self.step(timeout_s=10), f"no SUBACK for {topic_filter}"
+
     def step(self, timeout_s: float) -> bool:
         """Take one packet; False if none came in time."""
         packet = self.receive(timeout_s)
         if packet is None:
             return False
-        if isinstance(packet, p.Pubrel):
+        if isinstance(packet, p.Suback):
+            self.granted += packet.reason_codes
+        elif isinstance(packet, p.Pubrel):
             self._received.discard(packet.packet_id)
             self.send(p.Pubcomp(packet.packet_id))
         elif isinstance(packet, p.Publish) and packet.qos == 2:

@@ -164,8 +164,9 @@ def test_a_large_packet_in_many_chunks_costs_time_in_proportion_to_its_size() ->
         assert packets[-1]
         return time.process_time() - start
 
-    # Ten times the size: 10 times the time if linear, 100 times if every chunk copies what came before.
-    assert min(seconds(4_000_000) for _ in range(3)) < 40 * min(seconds(400_000) for _ in range(3))
+    # Ten times the size: 10 times the time if linear, 100 times if every chunk copies what came before. What
+    # runs beside it on the machine takes its share of the caches.
+    assert min(seconds(4_000_000) for _ in range(4)) < 60 * min(seconds(400_000) for _ in range(4))
 
 
 # -- runs --
