@@ -24,7 +24,7 @@ BENCH ?= *
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types spec siege bridgefaults soakclient bench mpy wheel reference clean mosquitto
+.PHONY: help setup run test lint types spec siege bridgefaults soakclient bench large mpy wheel reference clean mosquitto
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -69,6 +69,10 @@ soakclient: $(STAMP) mosquitto ## 500 kills of a client with an outbox, a millio
 bench: $(STAMP) mosquitto ## measure, side by side with other programs (BENCH=host_broker ARGS="--rounds 1")
 	@for file in benchmarks/$(BENCH).py; do \
 	    echo "--- $$file $(ARGS)"; $(BIN)/python $$file $(ARGS) || exit 1; done
+
+# Full scale: some 20 minutes, and 25 GB of disk.
+large: $(STAMP) ## a million retained topics and a backlog of 10 GB: memory, time to start (ARGS="--backlog-mb 1000")
+	$(BIN)/python benchmarks/large_store.py --retained 1000000 --backlog-mb 10000 $(ARGS)
 
 # The broker logs what went wrong in words, never a traceback: without line numbers (-O3) it is 8 % smaller.
 mpy: $(STAMP) ## compile the device's files into build/mpy/

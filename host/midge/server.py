@@ -287,12 +287,8 @@ class Server:
         self._waiting[connection] = None
 
     def _turn_ended(self) -> None:
-        """With a store: write what the turn has changed, and don't read on where that is more than it takes."""
+        """With a store: write what the turn has changed."""
         assert self._writer is not None
-        changes = self.broker.changes
-        if changes is not None and changes.is_overdue:
-            for connection in self._waiting:
-                self.broker.hold_by_store(connection)
         self._writer.write_soon()
 
     def _released(self) -> None:

@@ -64,7 +64,7 @@ class Writer:
     def _is_urgent(self) -> bool:
         changes = self._broker.changes
         assert changes is not None
-        return not self._interval_s and ((changes.is_rested_on and self._waits) or changes.is_large)
+        return changes.is_large or (self._waits and changes.is_rested_on)
 
     def _time_is_up(self) -> None:
         self._timer = None

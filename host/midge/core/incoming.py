@@ -97,6 +97,9 @@ def _route(connection: Connection, message: Message, session: Session, packet: p
     # Retained without payload it has no key, but what it took away must not come back.
     if message.key or message.retain or (qos == 2 and session.changes is not None):
         connection.rests = True
+    changes = connection.broker.changes
+    if message.key and changes is not None and changes.is_overdue:
+        connection.broker.hold_by_store(connection)
     reason_code = 0 if matched else ReasonCode.NO_MATCHING_SUBSCRIBERS
     connection.acknowledge(b"\x40" if qos == 1 else b"\x50", packet.packet_id, reason_code)
 

@@ -196,9 +196,8 @@ class SqliteStore:
     def write(self, batch: Batch) -> int:
         """Commit *batch*, and settle what was committed if it is time to; number of the last that is settled."""
         with self._explained():
-            data = _data_of(batch)
-            with self._transaction():
-                self._db.execute("INSERT INTO journal VALUES (?,?)", (batch.number, data))
+            # A transaction of its own.
+            self._db.execute("INSERT INTO journal VALUES (?,?)", (batch.number, _data_of(batch)))
         unsettled = self._unsettled
         settled = unsettled.settled
         unsettled.merge(batch)
@@ -397,7 +396,10 @@ def _queue_values(session_key: int, position: int, row: QueueRow, is_shared: boo
 
 
 def _retained_values(rows: Iterable[tuple[str, MessageRow | None]]) -> list[tuple[Any, ...]]:
-    return [(retained_name(topic), row[2], row[3], row[5], row[6]) for topic, row in rows if row is not None]
+    """In the table's order: so each of its pages is written once, which is most of the work."""
+    return sorted(
+        (retained_name(topic), row[2], row[3], row[5], row[6]) for topic, row in rows if row is not None
+    )
 
 
 def _will_values(rows: Iterable[WillRow | None]) -> list[tuple[Any, ...]]:
