@@ -7,6 +7,8 @@ About anything else it says `extra=fields(...)`: they are JSON's only, the text 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
 import sys
@@ -16,6 +18,9 @@ from types import TracebackType
 from typing import Any, Literal
 
 Format = Literal["text", "json"]
+
+# s that a line about a connection may wait for others. What a kill of the broker may cost the log.
+_WAIT_S = 0.1
 
 _encode = json.JSONEncoder(default=str).encode  # json.dumps would make an encoder for each line
 
@@ -40,10 +45,66 @@ def set_up(level: str, chosen: Format) -> None:
     # What no line shows needn't be found out for each (logging's documented switches, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LineHandler()
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    for former in logging.root.handlers:
+        former.flush()
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(level.upper())
+
+
+# Of a record that knows nothing: other handlers than ours ask for more than ours does.
+_BLANK = logging.makeLogRecord({}).__dict__
+
+
+class Line(logging.LogRecord):
+    """A record for what is logged with each connection: what no line shows isn't found out, which is most of
+    what `Logger.info` costs."""
+
+    def __init__(self, logger: logging.Logger, message: str, about: dict[str, object]) -> None:
+        self.__dict__.update(_BLANK)
+        self.name = logger.name
+        self.msg = message
+        self.args = ()
+        self.levelname = "INFO"
+        self.levelno = logging.INFO
+        self.created = time.time()
+        self.about = about["about"]
+
+
+class LineHandler(logging.Handler):
+    """Writes lines to standard error. In an event loop, what is no warning waits a moment for others: they are
+    made and written together, while connections come and go by the thousand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        waiting = self._waiting
+        if type(record) is Line:
+            waiting.append(record)
+            if len(waiting) == 1:
+                try:
+                    asyncio.get_running_loop().call_later(_WAIT_S, self.flush)
+                except RuntimeError:  # in no event loop
+                    self.flush()
+            return
+        self.flush()  # the order is kept
+        self._write([record])
+
+    def flush(self) -> None:
+        with self.lock or contextlib.nullcontext():
+            waiting, self._waiting = self._waiting, []
+            if waiting:
+                self._write(waiting)
+
+    def _write(self, records: list[logging.LogRecord]) -> None:
+        try:
+            sys.stderr.write("".join([f"{self.format(record)}\n" for record in records]))
+            sys.stderr.flush()
+        except Exception:  # noqa: BLE001 — as logging asks of handlers: a bad line must not end what it tells of
+            self.handleError(records[0])
 
 
 class _Clock:

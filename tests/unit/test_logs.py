@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
 import sys
+from collections.abc import Iterator
 
 import pytest
 
-from midge.logs import JsonFormatter, TextFormatter, about, escape, fields
+from midge.logs import JsonFormatter, Line, LineHandler, TextFormatter, about, escape, fields
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 
@@ -84,3 +86,62 @@ def test_what_is_not_about_a_client_has_fields_for_programs_and_its_own_words_fo
     assert re.fullmatch(TIME + " INFO bridge hub: connected", TextFormatter().format(made))
     line = json.loads(JsonFormatter().format(made))
     assert (line["bridge"], line["address"]) == ("hub", "mqtt://hub.local:1883")
+
+
+# -- lines that wait for others --
+
+
+@pytest.fixture
+def logger() -> Iterator[logging.Logger]:
+    """One that writes by our handler, whatever pytest has hung to the root."""
+    made = logging.getLogger("test of logs")
+    made.propagate = False
+    made.setLevel(logging.INFO)
+    made.handlers[:] = [LineHandler()]
+    made.handlers[0].setFormatter(TextFormatter())
+    yield made
+    made.handlers.clear()
+
+
+def line(logger: logging.Logger, text: str) -> None:
+    logger.handle(Line(logger, text, about("c", "192.0.2.1:1")))
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    lines = capsys.readouterr().err.splitlines()
+    return [re.sub(rf"^{TIME} (INFO c@192\.0\.2\.1:1: |WARNING )", "", line) for line in lines]
+
+
+def test_lines_about_connections_are_written_together_a_moment_later(
+    logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def come_and_go() -> None:
+        for number in range(3):
+            line(logger, f"{number} 100 % {{}}")
+        assert told(capsys) == []
+        while not (written := told(capsys)):
+            await asyncio.sleep(0.01)
+        assert written == [f"{number} 100 % {{}}" for number in range(3)]
+
+    asyncio.run(asyncio.wait_for(come_and_go(), 10))
+
+
+def test_a_warning_is_written_at_once_behind_what_was_before_it(
+    logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def warn() -> None:
+        line(logger, "first")
+        logger.warning("second %s", "of two")
+        assert told(capsys) == ["first", "second of two"]
+        line(logger, "third")
+
+    asyncio.run(warn())
+    logger.handlers[0].flush()  # as logging does at the end of a process
+    assert told(capsys) == ["third"]
+
+
+def test_outside_of_an_event_loop_nothing_waits(
+    logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line(logger, "alone")
+    assert told(capsys) == ["alone"]

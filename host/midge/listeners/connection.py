@@ -14,7 +14,7 @@ from midge.core.connection import Connection
 from midge.core.timers import Timer
 from midge.listeners.door import Door
 from midge.listeners.turns import Turns
-from midge.logs import about
+from midge.logs import Line, about
 from midge.protocol.reasons import ReasonCode
 
 log = logging.getLogger("midge.connection")
@@ -89,7 +89,7 @@ class ClientConnection:
         )
         if log.isEnabledFor(logging.INFO):
             client = None if core.session is None else core.session.client_id
-            log.info("%s", reason, extra=about(client, core.address, event="disconnected"))
+            log.handle(Line(log, reason, about(client, core.address, event="disconnected")))
         if self._close_timer is not None:
             self._close_timer.cancel()  # else it would keep all of this connection for its whole time
         self.door.connections -= 1
@@ -172,7 +172,7 @@ def log_admitted(connection: Connection) -> None:
     )
     bridge = ", a bridge" if connection.is_bridge else ""
     who = "" if user is None else f", user {user}"
-    log.info("connected, MQTT %s%s, keep alive %d s%s", version, bridge, keep_alive_s, who, extra=fields)
+    log.handle(Line(log, f"connected, MQTT {version}{bridge}, keep alive {keep_alive_s} s{who}", fields))
 
 
 def address_of(transport: asyncio.BaseTransport) -> str:
