@@ -551,7 +551,7 @@ def main() -> None:
             program_absent.write_text(ABSENT, encoding="utf-8")
             with Broker("absent", [micropython(), "-X", "heapsize=2m", program_absent, compiled]) as broker:
                 cost = float(broker.process.stdout.readline())
-            print(f"a session with one subscription, its client away: {cost:.0f} bytes (64-bit port; half on a board)\n")
+            print(f"a session with one subscription, its client away: {cost:.0f} bytes (64-bit port)\n")
         if "heap" in wanted:
             print(f"smallest heap (64-bit port; half on a board), QoS 1, {options.messages:,} messages, from .mpy")
             print_table(("", *(f"{clients} clients" for clients in HEAP_CLIENTS), "each further client"),

@@ -595,8 +595,7 @@ class Broker:
     # Ends a connection, well when there is no reason to tell. *code* is that of 5.0.
     def _close(self, connection, reason=None, code=0):
         if connection.v5 and code:
-            _v5.farewell(connection, code)
-            self._mark(connection)
+            _v5.farewell(self, connection, code)
         self._flush()  # what was answered before is sent
         if connection.sock is None:
             return
@@ -640,14 +639,13 @@ class Broker:
     def _drop_session(self, session):
         del self._sessions[session.client_id]
         self._routes.clear()
-        self._note(_GONE, session)
-        session.number = 0
         queue = session.queue
         while queue:
             if queue[0] & _SHARED:
                 _v5.share_again(self, session, queue[0], queue[1])
             self._remove(session, 0)
             session.in_flight = max(0, session.in_flight - 1)
+        self._note(_GONE, session)  # not before what it had was handed on
         if session.will:
             self._call(self._publish_message, *session.will[:2])
 

@@ -104,7 +104,10 @@ class Store:
         self._path = path
         self._file = None
         self._limit = 0
-        self._targets = bytearray()  # of the message that is being routed: number, state, packet identifier
+        # Of the message that is being routed: number, state, packet identifier, of each session that it goes to; and
+        # number and packet identifier of the session that it came from, if at QoS 2.
+        self._targets = bytearray()
+        self._taken = b""
 
     # ---- records ----
 
@@ -125,7 +128,11 @@ class Store:
         self.written += _HEAD_BYTES + length
 
     def note(self, kind, number, packet_id):
-        self._record(bytes((kind, number >> 8, number & 255, packet_id >> 8, packet_id & 255)), b"", kind != _DONE)
+        body = bytes((kind, number >> 8, number & 255, packet_id >> 8, packet_id & 255))
+        if kind == _TAKEN:
+            self._taken = body[1:]  # in one record with the message: either alone would lose it, or double it
+        else:
+            self._record(body, b"", kind != _DONE)
 
     # A session is new, or its expiry is.
     def session(self, session, expiry_s):
@@ -150,15 +157,19 @@ class Store:
     # It was routed by half.
     def forget(self):
         self._targets[:] = b""
+        self._taken = b""
 
     # It has been routed; *is_retained*: it is to be kept as a retained one, or deletes one.
     def message(self, message, is_retained):
         targets = self._targets
+        taken = self._taken
         if targets or is_retained:
             self.messages += 1
-            head = bytes((_MESSAGE, 1 if is_retained else 0)) + _bytes(len(targets) // 5, 2)
-            self._record(head + targets, message)
-            targets[:] = b""
+            head = bytes((_MESSAGE, (1 if is_retained else 0) | (2 if taken else 0))) + _bytes(len(targets) // 5, 2)
+            self._record(head + targets + taken, message)
+        elif taken:
+            self._record(bytes((_TAKEN,)) + taken)
+        self.forget()
 
     # ---- to flash ----
 
@@ -255,7 +266,7 @@ class Store:
             for topic_filter in session.subscriptions:
                 self.subscribed(session, topic_filter, session.subscriptions[topic_filter])
             for packet_id in session.received:
-                self.note(_TAKEN, number, packet_id)
+                self._record(bytes((_TAKEN, number >> 8, number & 255, packet_id >> 8, packet_id & 255)))
             queue = session.queue
             for at in range(0, len(queue), 2):
                 meta = queue[at]
@@ -376,10 +387,16 @@ class Store:
     def _apply_message(self, body, sessions):
         start = 4 + 5 * _integer(body, 2, 2)
         message = body[start:]
+        if body[1] & 2:
+            source = sessions.get(_integer(body, start, 2))
+            packet_id = _integer(body, start + 2, 2)
+            if source and packet_id not in source.received:
+                source.received.append(packet_id)
+            message = message[4:]
         if message:
             slot = 2 + _integer(message, 0, 2)
             message[slot] = 0
-            if body[1]:
+            if body[1] & 1:
                 self._broker._retain(str(message[2:slot], "utf-8"), message)
         for at in range(4, start, 5):
             session = sessions.get(_integer(body, at, 2))

@@ -204,7 +204,7 @@ def put(broker, connection, at, header, packet_id, message):
         end = int.from_bytes(message[place : place + 4], "big")
         left_s = _NEVER if end == _NEVER else (end - now(broker) + 15) // 16
         if left_s <= 0:
-            if not header & 8:  # what was sent doesn't expire [MQTT-4.3.3-7]
+            if header & 12 != 12:  # QoS 2 that was sent doesn't expire [MQTT-4.3.3-7]
                 broker._counts[_EXPIRED] += 1
                 return 0
             left_s = 0
@@ -293,8 +293,10 @@ def disconnect(broker, connection, fields):
     return code == 0
 
 
-# The last packet that a client gets.
-def farewell(connection, code):
+# The last packet that a client gets: what waits for it goes first, as far as it may [MQTT-3.14.4-1].
+def farewell(broker, connection, code):
+    broker._flush()
+    broker._mark(connection)
     connection.control.extend(bytes((0xE0, 1, code) if connection.session else (0x20, 3, 0, code, 0)))
 
 

@@ -368,7 +368,7 @@ def test_silence_of_one_and_a_half_keep_alives_ends_a_connection(interpreter: st
             took_s = time.monotonic() - begin
             pings.expect_silence()
             patient.expect_silence()
-        assert 1.5 <= took_s < 4, took_s
+        assert 1.5 <= took_s < 8, took_s  # once a second it looks; the rest is for a busy machine
         broker.wait_for_output("closed silent: ")
 
 

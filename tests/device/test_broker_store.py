@@ -20,6 +20,7 @@ from mqtt_wire import (
     client,
     connect,
     message,
+    packet,
     puback,
     pubcomp,
     publish,
@@ -30,6 +31,7 @@ from mqtt_wire import (
     subscribe,
     subscriber,
     sys_value,
+    text,
     unsubscribe,
 )
 
@@ -131,6 +133,37 @@ def test_qos_2_to_a_client_is_not_sent_again_after_pubrec(interpreter: str, tmp_
             received = [wire.receive(), wire.receive()]
             assert sorted(received) == sorted([pubrel(1), publish("t", b"2", 2, 2, dup=True)])
             broker.kill()
+
+
+def connect_5(client_id: str, clean: bool, expiry_s: int) -> bytes:
+    properties = b"\x11" + expiry_s.to_bytes(4, "big")
+    return packet(0x10, text("MQTT") + bytes((5, 2 if clean else 0, 0, 0, len(properties))) + properties
+                  + text(client_id))
+
+
+def test_what_a_5_0_message_carries_survives_a_kill_and_so_does_its_end(tmp_path: Path):
+    store = tmp_path / "journal"
+    lasting = b"\x02\x00\x00\x03\xe8" + b"\x08" + text("answers") + b"\x09" + text(b"\x01\x02")
+    with start("micropython", store=store) as broker:
+        with Wire(broker.port, connect_5("s", True, 1000)) as wire:
+            wire.receive()
+            wire.send(packet(0x82, b"\x00\x01\x00" + text("t") + b"\x01"))
+            wire.receive()
+        with Wire(broker.port, connect_5("p", True, 0)) as sender:
+            sender.receive()
+            sender.send(packet(0x32, text("t") + b"\x00\x01" + bytes((len(lasting),)) + lasting + b"long"))
+            sender.send(packet(0x32, text("t") + b"\x00\x02\x05\x02\x00\x00\x00\x01" + b"short"))
+            sender.expect(puback(1), puback(2))
+        broker.kill()
+    with start("micropython", store=store) as broker:
+        while sys_value(broker.port, "messages/dropped/expired") == 0:  # the second of "short" passes
+            with Wire(broker.port, connect_5("s", False, 1000)) as wire:
+                received = [wire.receive() for _ in range(2)]
+                assert received[0][2] == 1  # session present
+                assert received[1].endswith(b"\x08" + text("answers") + b"\x09" + text(b"\x01\x02") + b"long")
+                left_s = int.from_bytes(received[1][9:13], "big")
+                assert 0 < left_s <= 1000
+                wire.until_ping()
 
 
 def test_packet_identifiers_go_on_where_they_were(interpreter: str, tmp_path: Path):

@@ -101,6 +101,29 @@ for start, end, kind in records:
         else:
             assert payloads(broker) == EXPECTED, at
         broker._store.close()
+
+# A message of QoS 2 and the packet identifier that it came with: both are there, or neither is.
+os.remove(PATH)
+broker = make()
+for name in ("s", "p"):
+    session = broker._sessions[name] = midge_broker._Session(name, False)
+    broker._store.session(session, -1)
+broker._subscribe(Subscriber, broker._sessions["s"], "t", 2)
+broker._store.note(8, session.number, 5)  # _TAKEN, as for PUBLISH at QoS 2 from "p"
+broker.publish("t", b"q", 2)
+broker._store.close()
+with open(PATH, "rb") as file:
+    exactly_once = file.read()
+both = 0
+for cut in range(0, len(exactly_once) + 1, STEP):
+    write(exactly_once[:cut])
+    broker = make()
+    source = broker._sessions.get("p")
+    is_taken = bool(source and source.received == [5])
+    assert is_taken == (payloads(broker) == [b"q"]), cut
+    both += is_taken
+    broker._store.close()
+assert both or STEP > 1
 os.remove(PATH)
 print("%d bytes, each cut and changed" % len(journal))
 print("done")
