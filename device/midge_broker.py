@@ -1165,7 +1165,8 @@ class Broker:
                 break
             meta = queue[index]
             message = queue[index + 1]
-            if at + len(message) + 6 > len(stage):
+            # A segment at once, or one larger message: what a stuck reader's socket doesn't take is kept.
+            if at + len(message) + 6 > (_CHUNK_BYTES if at else len(stage)):
                 return at
             session.passed += 1
             if meta >> _STATE & 3 == _RELEASED:
