@@ -114,7 +114,7 @@ def collect(clients: list[Paho], count: int) -> list[Counter[str]]:
     return got
 
 
-def each_gets_each_once(*brokers: RunningBroker, messages: int = 10, may_lose: int = 0) -> None:
+def each_gets_each_once(*brokers: RunningBroker, messages: int = 5, may_lose: int = 0) -> None:
     """Publish on each broker at each QoS; every broker's subscriber gets every message once, and then it is quiet.
     *may_lose*: how many a broker that acknowledges before it routes may lose by itself."""
     clients = listeners(*brokers)

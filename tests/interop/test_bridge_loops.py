@@ -64,7 +64,7 @@ def test_a_board_bridged_by_two_laptops(tmp_path: Path, until_the_end) -> None:
         for i in range(2)
     ]
     connected(*laptops)
-    each_gets_each_once(board, *laptops, messages=5)
+    each_gets_each_once(board, *laptops)
 
 
 @needs_mosquitto

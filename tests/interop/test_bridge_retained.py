@@ -137,7 +137,7 @@ def test_what_changed_here_while_the_other_side_was_away(
     has(eventually, here, {"down/1": b"new", "both/1": b"new"})
 
 
-@pytest.mark.parametrize(("kind", "version", "_tells"), SIDES)
+@pytest.mark.parametrize(("kind", "version", "_tells"), [SIDES[0], SIDES[2], SIDES[4]])
 def test_wills_cross_in_both_directions(
     tmp_path: Path, until_the_end, eventually, kind: str, version: str, _tells: bool
 ) -> None:
