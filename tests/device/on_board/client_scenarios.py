@@ -21,7 +21,7 @@ def say(*what):
 
 
 def make(**options):
-    settings = {"keepalive": 30, "timeout": 2, "patience": 5, "backoff_ms": (10, 50)}
+    settings = {"keepalive": 30, "timeout": 10, "patience": 30, "backoff_ms": (10, 50)}
     settings.update(options)
     return Client("board", "127.0.0.1", PORT, **settings)
 
@@ -116,12 +116,12 @@ async def echo():
 
 
 async def stay():
-    await connected(keepalive=1)
-    await asyncio.sleep(10)
+    await connected(keepalive=2)
+    await asyncio.sleep(60)
 
 
 async def busy():
-    client = await connected(keepalive=1)
+    client = await connected(keepalive=2, timeout=10)
     for i in range(12):
         await publish_and_say(client, str(i), 1)
         await asyncio.sleep(0.2)
@@ -136,7 +136,7 @@ async def chatter():
 
 
 async def lost_puback():
-    client = await connected(timeout=0.4, keepalive=1)
+    client = await connected(timeout=1.5, keepalive=5, patience=30)
     await publish_and_say(client, "a", 1)
     await client.disconnect()
 
