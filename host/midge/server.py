@@ -18,6 +18,7 @@ from midge.checks import check_access, store_problem
 from midge.config import Bridge as BridgeSection
 from midge.config import Config, ConfigError, Listener
 from midge.core.broker import Broker
+from midge.core.changes import ReadError
 from midge.core.connection import Connection
 from midge.core.restore import restore
 from midge.listeners.connection import ClientConnection, log_admitted
@@ -82,7 +83,10 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._turns.start(self._loop)
         if self._store is not None:
-            restore(self.broker, self._store.load(), self._store.reader, self.now())
+            try:
+                restore(self.broker, self._store.load(), self._store.reader, self.now())
+            except ReadError as error:
+                raise StoreError(str(error)) from error
             durability = self.config.store.durability
             self._writer = Writer(self._loop, self.broker, self._store, durability, self._released)
         for bridge in self.config.bridge:  # first, so that nothing is published before their sessions are there

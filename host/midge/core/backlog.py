@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from midge.core.changes import QueueRow, Reader
+from midge.core.changes import QueueRow, Reader, ReadError
 from midge.core.message import Message
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Queue:
         reader = self._backlog.reader
         rows = reader.queue(self.key, self.after) if self.stored and reader is not None else []
         if not rows:
-            raise LookupError(f"the store lacks {self.stored} messages of session {self.key} after {self.after}")
+            raise ReadError(f"the store lacks {self.stored} messages of session {self.key} after {self.after}")
         size = 0
         for position, row in rows[: self.stored]:
             delivery = restored_delivery(position, row)

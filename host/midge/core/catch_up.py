@@ -8,8 +8,10 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from midge.core.changes import ReadError
 from midge.core.message import Message
 from midge.core.routing import Subscription
+from midge.protocol.reasons import ReasonCode
 
 if TYPE_CHECKING:
     from midge.core.broker import Broker
@@ -94,6 +96,13 @@ class CatchUp:
 
     def _send(self, connection: Connection, cursor: _Cursor, now: float) -> bool:
         """Send the next of them; True: that was all."""
+        try:
+            return self._send_portion(connection, cursor, now)
+        except ReadError as error:
+            connection.close(ReasonCode.UNSPECIFIED_ERROR, str(error))
+            return True
+
+    def _send_portion(self, connection: Connection, cursor: _Cursor, now: float) -> bool:
         session = cursor.target.session
         if session.subscriptions.get(cursor.subscription.topic_filter) is not cursor.subscription:
             return True  # unsubscribed meanwhile, or subscribed anew

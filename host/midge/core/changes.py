@@ -90,8 +90,12 @@ class Snapshot:
     next_message_key: int = 1
 
 
+class ReadError(Exception):
+    """What a store should hold can't be read back; the message names the file."""
+
+
 class Reader(Protocol):
-    """Reads what a store has settled (see `Changes`): asked by the core, answers at once."""
+    """Reads what a store has settled (see `Changes`): asked by the core, answers at once. ReadError: it can't."""
 
     def queue(self, session_key: int, after: int) -> list[tuple[int, QueueRow]]:
         """The next of a session's queue by position, beyond *after*: some hundreds at most, not more than

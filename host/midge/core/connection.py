@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from midge.core.access import ANYBODY, Identity
 from midge.core.aliases import ReceivedAliases, SentAliases
+from midge.core.changes import ReadError
 from midge.core.incoming import HANDLERS, on_publish
 from midge.core.owner import GONE, Owner
 from midge.core.rate import DEBT_MAX_S, Rate, rate_of
@@ -205,6 +206,8 @@ class Connection:
                 return True
         except ProtocolError as error:
             self.fail(error)
+        except ReadError as error:
+            self.close(ReasonCode.UNSPECIFIED_ERROR, str(error))
             return True
         return False
 
@@ -256,6 +259,8 @@ class Connection:
                 HANDLERS[type(packet)](self, packet, now)
             except ProtocolError as error:
                 self.fail(error)
+            except ReadError as error:
+                self.close(ReasonCode.UNSPECIFIED_ERROR, str(error))
         if self._deferred is None and not self.is_closing:
             self._handle([], now)  # what couldn't be decoded
 
@@ -275,6 +280,8 @@ class Connection:
                 raise self.decoder.error
         except ProtocolError as error:
             self.fail(error)
+        except ReadError as error:
+            self.close(ReasonCode.UNSPECIFIED_ERROR, str(error))
         if self.rests and self.is_paused:
             self.rest_on_commit()
 

@@ -24,6 +24,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from midge.core import incoming
+from midge.core.changes import ReadError
 from midge.core.connection import HELD_BY_QUEUE
 from midge.core.routing import Target
 from midge.protocol import packets as p
@@ -194,7 +195,10 @@ class Pressure:
         """Send what had to rest on a commit meanwhile."""
         for connection in list(self._broker.connections):
             if connection.session is not None and not connection.is_closing:
-                _store_recovered(connection, now)
+                try:
+                    _store_recovered(connection, now)
+                except ReadError as error:
+                    connection.close(ReasonCode.UNSPECIFIED_ERROR, str(error))
 
 
 def _drop_held(connection: Connection) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from midge.core.changes import QueueRow
+from midge.core.changes import QueueRow, ReadError
 from midge.core.message import MessageRow
 from midge.store.retained_names import matching
 from midge.store.schema import retained_name
@@ -34,6 +36,7 @@ class SqliteReader:
     """See `midge.core.changes.Reader`."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._db = sqlite3.connect(
             f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False, timeout=1
         )
@@ -42,6 +45,26 @@ class SqliteReader:
         self._db.close()
 
     def queue(self, session_key: int, after: int) -> list[tuple[int, QueueRow]]:
+        with self._errors_named():
+            return self._queue(session_key, after)
+
+    def retained(self, topic_filter: str, after: bytes | None) -> tuple[list[MessageRow], bytes | None]:
+        with self._errors_named():
+            return self._retained(topic_filter, after)
+
+    def retained_message(self, topic: str) -> MessageRow | None:
+        with self._errors_named():
+            found = self._db.execute("SELECT * FROM retained WHERE name = ?", (retained_name(topic),)).fetchone()
+        return None if found is None else _retained(found)
+
+    @contextmanager
+    def _errors_named(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise ReadError(f"{self._path} can't be read: {error}") from error
+
+    def _queue(self, session_key: int, after: int) -> list[tuple[int, QueueRow]]:
         rows: list[tuple[int, QueueRow]] = []
         size = 0
         found = self._db.execute(_QUEUE, (session_key, after, _ROWS_MAX))
@@ -60,7 +83,7 @@ class SqliteReader:
                 break
         return rows
 
-    def retained(self, topic_filter: str, after: bytes | None) -> tuple[list[MessageRow], bytes | None]:
+    def _retained(self, topic_filter: str, after: bytes | None) -> tuple[list[MessageRow], bytes | None]:
         rows: list[MessageRow] = []
         size = 0
         at: bytes | None = after or b""
@@ -83,10 +106,6 @@ class SqliteReader:
     def _seek(self, name: bytes) -> bytes | None:
         row = self._db.execute("SELECT name FROM retained WHERE name >= ? ORDER BY name LIMIT 1", (name,)).fetchone()
         return None if row is None else row[0]
-
-    def retained_message(self, topic: str) -> MessageRow | None:
-        found = self._db.execute("SELECT * FROM retained WHERE name = ?", (retained_name(topic),)).fetchone()
-        return None if found is None else _retained(found)
 
 
 def _retained(values: tuple[Any, ...]) -> MessageRow:

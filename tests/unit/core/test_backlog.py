@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
+from midge.core.changes import ReadError
 from midge.protocol import packets as p
 
 from .harness import Client, Core
@@ -227,6 +229,28 @@ def _life(seed: int, max_message_memory: int) -> list[object]:
             publisher = core.client("pub", 5, clean_start=False)
         publisher.take()
     return seen
+
+
+def test_a_store_that_can_not_be_read_ends_the_connections_that_need_it_and_no_other() -> None:
+    core = Core(is_durable=True, max_message_memory=0)
+    away(core)
+    publisher = core.client("pub")
+    for i in range(50):
+        publisher.publish("a/b", b"%d" % i, 1)
+        publisher.publish(f"t/{i}", b"%d" % i, retain=True)
+
+    def fail(*arguments: object) -> Any:
+        raise ReadError("midge.db can't be read: malformed")
+
+    core.store.queue = core.store.retained = fail  # type: ignore[method-assign]
+    client = core.client("sub", clean_start=False)
+    assert not client.is_open and "midge.db" in client.connection.close_reason
+    reader = core.client("reader", 5)
+    reader.send(p.Subscribe(1, [p.Subscription("t/#", 0, False, False, 0)], None))
+    assert not reader.is_open and "midge.db" in reader.connection.close_reason
+    publisher.take()
+    publisher.publish("b", b"x", 1, 60)
+    assert [type(packet) for packet in publisher.take()] == [p.Puback]
 
 
 # -- retained messages --
