@@ -23,6 +23,7 @@ _END_TO_END = (
     "user_property",
 )
 _NO_PROPERTIES = b"\x00"
+_NO_PARTS = (b"", b"")
 
 
 class Message:
@@ -34,6 +35,8 @@ class Message:
     """
 
     __slots__ = (
+        "_form",
+        "_other_parts",
         "_parts",
         "expires_at",
         "key",
@@ -60,7 +63,10 @@ class Message:
         self.properties = properties
         self.expires_at = expires_at
         self.key = 0
-        self._parts: dict[int, tuple[bytes, bytes]] = {}  # by QoS << 4 | retain << 3 | version
+        # Encoded, by QoS << 4 | retain << 3 | version: mostly there is one form, and it needs no dictionary.
+        self._form = -1
+        self._parts = _NO_PARTS
+        self._other_parts: dict[int, tuple[bytes, bytes]] | None = None
 
     @classmethod
     def published(cls, source: Publish, topic: str, now: float, version: int) -> Message:
@@ -72,7 +78,8 @@ class Message:
             # What came is, but for the packet identifier, what will be sent: no need to encode it again.
             wire, at = source.wire, source.packet_id_at
             if at:
-                message._parts[(source.qos << 4) | version] = (wire[:at], wire[at + 2 :])
+                message._form = (source.qos << 4) | version
+                message._parts = (wire[:at], wire[at + 2 :])
         return message
 
     @classmethod
@@ -93,7 +100,8 @@ class Message:
     def set_properties(self, properties: Properties) -> None:
         """Other properties from now on: what was encoded with the former ones is not sent any more."""
         self.properties = properties
-        self._parts.clear()
+        self._form = -1
+        self._other_parts = None
 
     @classmethod
     def restored(cls, row: MessageRow) -> Message:
@@ -118,14 +126,21 @@ class Message:
         """
         if version == 5 and self.expires_at is not None:
             return self.parts_for(qos, retain, (), now)
-        key = (qos << 4) | (retain << 3) | version
-        parts = self._parts.get(key)
-        if parts is None:
-            properties = _NO_PROPERTIES
-            if version == 5 and self.properties:
-                properties = encode_properties(self.properties, "PUBLISH")
-            parts = publish_parts(self.topic, self.payload, properties, qos, retain, version)
-            self._parts[key] = parts
+        form = (qos << 4) | (retain << 3) | version
+        if form == self._form:
+            return self._parts
+        if self._other_parts is not None and form in self._other_parts:
+            return self._other_parts[form]
+        properties = _NO_PROPERTIES
+        if version == 5 and self.properties:
+            properties = encode_properties(self.properties, "PUBLISH")
+        parts = publish_parts(self.topic, self.payload, properties, qos, retain, version)
+        if self._form < 0:
+            self._form, self._parts = form, parts
+        elif self._other_parts is None:
+            self._other_parts = {form: parts}
+        else:
+            self._other_parts[form] = parts
         return parts
 
     def parts_for(
