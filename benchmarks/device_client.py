@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 UMQTT = "micropython-umqtt.simple==1.3.4"
+MQTT_AS = "micropython-mqtt==0.7b4"  # of 2020, the newest that PyPI has; it needs a radio, so only its size is compared
 CODE_32, DATA_32 = 1.4, 2.0  # what the 64-bit port takes of a 32-bit board's bytes
 FILES = [ROOT / "device" / f"midge_{name}.py" for name in ("client", "wake", "outbox", "mqtt5", "large", "umqtt")]
 
@@ -302,10 +303,21 @@ def smallest_heap(folder: Path, name: str, port: int) -> int:
     return high
 
 
+def mqtt_as_size(folder: Path) -> int:
+    subprocess.run([BIN / "unearth", "--no-binary", "--download", folder / "as", MQTT_AS], check=True,
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with tarfile.open(next((folder / "as").glob("*.tar.gz"))) as archive:
+        member = next(m for m in archive.getmembers() if m.name.endswith("mqtt_async.py"))
+        (folder / "mqtt_async.py").write_bytes(archive.extractfile(member).read())
+    compile_mpy(folder / "mqtt_async.py", folder / "mqtt_async.mpy")
+    return (folder / "mqtt_async.mpy").stat().st_size
+
+
 def print_sizes(folder: Path) -> None:
     print(f"{'.mpy (mpy-cross -O2), bytes':44} {'':>14}")
     for source in FILES:
         print(f"  {source.stem:42} {(folder / 'midge' / (source.stem + '.mpy')).stat().st_size:>14,}")
+    print(f"  {'mqtt_as 0.7b4 (no QoS 2)':42} {mqtt_as_size(folder):>14,}")
     (folder / "import.py").write_text(IMPORT)
     print(f"{'heap after import, asyncio apart, bytes':44} {'64 bit':>14} {'32 bit, about':>14}")
     for job, modules in JOBS.items():

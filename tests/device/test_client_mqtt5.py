@@ -140,6 +140,7 @@ def test_every_valid_packet_of_the_server_is_understood(run, server):
         assert (kind, code > 127) == ("MQTTError", True)
 
 
+@pytest.mark.parametrize("interpreter", ["micropython"], indirect=True)
 def test_malformed_packets_of_the_server_end_the_connection(run, server):
     """All but those whose fault can't mislead the client, and that it doesn't spend memory to look for."""
     board = run("errors", server.port)

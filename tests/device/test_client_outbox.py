@@ -32,8 +32,8 @@ def interpreter(request):
 def run(interpreter, tmp_path):
     boards = []
 
-    def start(what, kind):
-        boards.append(Board(interpreter, "client_outbox.py", what, tmp_path / "outbox.log", kind))
+    def start(what, kind, heap="256k"):
+        boards.append(Board(interpreter, "client_outbox.py", what, tmp_path / "outbox.log", kind, heap=heap))
         return boards[-1]
 
     yield start
@@ -55,6 +55,12 @@ def test_log_is_bounded_and_whole_after_compaction_and_after_its_interruption(ru
     for _ in range(5 if kind == "FileOutbox" else 1):
         board.says("same", True)
     board.has_ended()
+
+
+@pytest.mark.parametrize("interpreter", ["micropython"], indirect=True)
+@pytest.mark.parametrize("file_system", ["VfsLfs2", "VfsFat"])
+def test_log_on_a_boards_file_systems_is_whole_whenever_power_goes(run, file_system):
+    run("flash", file_system, heap="4m").says("same", 18)
 
 
 @pytest.mark.parametrize("kind", ["MemoryOutbox", "FileOutbox", "RTCOutbox"])
