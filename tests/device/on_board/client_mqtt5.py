@@ -91,9 +91,9 @@ async def real_broker():
     for qos in (0, 1, 2):
         await client.subscribe("in/%d" % qos, qos)
     for qos in (0, 1, 2):
-        for i in range(30):
+        for i in range(6):
             await client.publish("in/%d" % qos, "%d" % i, qos)
-        for i in range(30):
+        for i in range(6):
             async for topic, payload, _retained in client:
                 say("received", topic, payload.decode())
                 break
