@@ -117,7 +117,9 @@ class CatchUp:
             if session.permissions is not None and not session.permissions.may_read(message.topic):
                 continue
             if message.is_expired(now):
-                self._broker.forget_retained(message.topic)
+                kept = self._broker.retained.find(message.topic)
+                if kept is not None and kept.is_expired(now):  # not what has taken its place meanwhile
+                    self._broker.forget_retained(message.topic)
                 continue
             if session.is_bridge:
                 self._broker.passage.mark(message, [session])
