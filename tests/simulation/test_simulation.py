@@ -56,3 +56,9 @@ def test_a_seed_gives_the_same_history_again() -> None:
         History(7, trace).run()
     assert len(traces[0]) > 100
     assert traces[0] == traces[1]
+
+
+@pytest.mark.parametrize("seed", [502065])
+def test_histories_that_once_showed_a_bug(seed: int) -> None:
+    """502065: a retained message was forgotten with the expired one whose place it had taken."""
+    History(seed).run()
