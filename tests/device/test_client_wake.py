@@ -307,6 +307,17 @@ def test_five_out_and_five_in_take_the_fewest_round_trips_and_segments(wake, bro
         assert best < round_trips + 0.5  # one more would be 1.0 more
 
 
+@pytest.mark.parametrize("qos", [1, 2])
+def test_cycle_in_mqtt_5_0(wake, broker_5_0, qos):
+    queue_messages(broker_5_0, 5)
+    cycle = {"publish": [[f"out/{i}", f"{i}", qos] for i in range(30)], "subscribe": [["in/#", 1]], "v5": True}
+    board = wake(broker_5_0.port, cycle, {"publish": FIVE, "v5": True})
+    stats = board.said()
+    assert (stats["error"], stats["delivered"], stats["received"], stats["kept"]) == (None, 30, 5, 0)
+    stats = board.said()
+    assert (stats["error"], stats["delivered"], stats["session_present"]) == (None, 5, True)
+
+
 @pytest.mark.parametrize("interpreter", ["micropython"], indirect=True)
 @pytest.mark.parametrize("qos", [1, 2])
 def test_queue_longer_than_the_window_is_emptied_in_one_cycle(wake, broker, qos):
