@@ -63,6 +63,12 @@ def test_log_on_a_boards_file_systems_is_whole_whenever_power_goes(run, file_sys
     run("flash", file_system, heap="4m").says("same", 18)
 
 
+@pytest.mark.parametrize("interpreter", ["micropython"], indirect=True)
+def test_power_cut_before_any_write_to_the_flash_loses_nothing_that_put_returned_for(run):
+    what, cuts = run("flash_writes", "VfsLfs2", heap="64m").said()
+    assert (what, cuts > 100) == ("cuts", True), cuts
+
+
 @pytest.mark.parametrize("kind", ["MemoryOutbox", "FileOutbox", "RTCOutbox"])
 def test_full_outbox_refuses_or_drops_the_oldest_of_qos_0_then_of_qos_1(run, kind):
     board = run("full", kind)

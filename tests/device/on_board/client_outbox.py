@@ -259,7 +259,11 @@ class Flash:
         at = block * 512 + offset
         buffer[:] = self.data[at:at + len(buffer)]
 
+    on_write = None
+
     def writeblocks(self, block, buffer, offset=0):
+        if self.on_write:
+            self.on_write()
         at = block * 512 + offset
         self.data[at:at + len(buffer)] = buffer
 
@@ -297,6 +301,37 @@ def flash(kind):
             return say("no payload")
         vfs.umount("/flash")
     say("same", len(cuts))
+
+
+# LittleFS, and power is cut before each write of a block, in compactions too: what put() had returned for is there.
+def flash_writes(kind):
+    import vfs
+
+    device = Flash()
+    system = getattr(vfs, kind)
+    system.mkfs(device)
+    vfs.mount(system(device), "/flash")
+    outbox = midge_outbox.FileOutbox("/flash/outbox.log", 400)
+    taken, cuts = [], []
+    device.on_write = lambda: cuts.append((bytes(device.data), list(taken)))
+    for i in range(40):
+        outbox.put("topic", "%d" % i, 1)
+        taken.append(outbox.messages[-1].packet_id)
+        if i >= 4:
+            taken.pop(0)
+            outbox.remove(outbox.messages[0])
+    device.on_write = None
+    vfs.umount("/flash")
+    for data, wanted in cuts:
+        copy = Flash()
+        copy.data[:] = data
+        vfs.mount(system(copy), "/flash")
+        outbox = midge_outbox.FileOutbox("/flash/outbox.log", 400)
+        found = [message[0] for message in content(outbox)[0]]
+        if [packet_id for packet_id in wanted if packet_id not in found] or found != sorted(found):
+            return say("lost", str(wanted), str(found))
+        vfs.umount("/flash")
+    say("cuts", len(cuts))
 
 
 what = sys.argv[1]
