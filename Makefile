@@ -64,7 +64,7 @@ siege: $(STAMP) ## send 100,000 mutants and more to the board's broker in 128 kB
 bridgefaults: $(STAMP) ## 200 kills of host, board and link in every phase of a hand-over across a bridge (10 minutes)
 	MIDGE_BRIDGE_KILLS=50 $(BIN)/pytest -s tests/faults/test_bridge_path.py $(ARGS)
 
-soakclient: $(STAMP) mosquitto ## 500 kills of a client with an outbox, a million messages in a small heap (some 5 minutes)
+soakclient: $(STAMP) mosquitto ## 500 kills of a client with an outbox, a million messages in 64 kB (5 to 20 minutes)
 	MIDGE_KILLS=500 MIDGE_MESSAGES=1000000 $(BIN)/pytest -s tests/device/test_client_outbox.py \
 	    tests/device/test_client_extras.py -k "killed or grow" $(ARGS)
 
