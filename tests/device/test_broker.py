@@ -154,6 +154,10 @@ def test_nothing_is_echoed_to_a_bridge(port: int, topic: str):
         bridge.expect_silence()
         other.send(publish(topic, b"back"))
         assert bridge.messages(1) == [Message(topic, b"back")]
+        # It is told what is retained, as nobody else is [MQTT-3.3.1-9], so that the other side can retain it too.
+        other.send(publish(topic, b"kept", retain=True) + publish(topic, b"", retain=True))
+        assert [m.retain for m in bridge.messages(2)] == [True, True]
+        assert [m.retain for m in other.messages(3)] == [False, False, False]
 
 
 # -- retained --

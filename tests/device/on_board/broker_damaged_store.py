@@ -8,7 +8,7 @@ import midge_broker
 import midge_broker_store
 
 midge_broker_store._sync = lambda file: None  # no power cut here, and there are some hundred journals to write
-STEP = 1 if sys.implementation.name == "micropython" else 7  # the same code, on a slower file system
+STEP = 1 if sys.implementation.name == "micropython" else 31  # the same code, on a slower file system
 PATH = "/tmp/midge-journal-%d" % (int.from_bytes(os.urandom(4), "big"))
 
 
