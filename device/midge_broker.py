@@ -273,7 +273,8 @@ def check_filter(topic_filter):
 
 
 def matches(topic_filter, topic):
-    if topic[0] == "$" != topic_filter[0]:
+    # Never topic[0]: MicroPython interns each character that is taken out of a string, for ever.
+    if topic.startswith("$") > topic_filter.startswith("$"):
         return False  # [MQTT-4.7.2-1]
     levels = topic.split("/")
     at = 0
@@ -869,7 +870,7 @@ class Broker:
     def _forward(self, connection, start, at, after):
         route = self._route(self._buffer, at, after)
         targets = route[2]
-        straight = not (route[3] or route[4] or self.allow or route[1][0] == "$")
+        straight = not (route[3] or route[4] or self.allow or route[1].startswith("$"))
         for session, _ in targets:
             target = session.connection
             if target and (
