@@ -925,7 +925,7 @@ class Broker:
                 message = buffer[at:after]
             if qos == 2:
                 if len(received) >= _QOS2_RECEIVED_MAX + connection.received_before:
-                    raise _Malformed("too many QoS 2", 0x93)
+                    raise _Malformed("QoS 2", 0x93)
                 self._note(_TAKEN, session, packet_id)
             self._counts[_RECEIVED] += 1
             self._publish(route, message, header & 1, connection)
@@ -1258,7 +1258,7 @@ class Broker:
         if not client_id and not clean and not v5:
             code = _BAD_CLIENT_ID  # [MQTT-3.1.3-8]
         elif (self.auth and not self._call(self.auth, client_id, user, password)) or (
-            will and self.allow and not self._call(self.allow, client_id, topic, True)
+            will and (topic.startswith("$SYS") or (self.allow and not self._call(self.allow, client_id, topic, True)))
         ):
             code = _NOT_AUTHORIZED
         elif not self._open_session(connection, client_id, clean):
