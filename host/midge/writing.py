@@ -105,10 +105,11 @@ class Writer:
                     log.warning("the store can be written again")
                     self._loop.call_soon_threadsafe(self._broker.pressure.store_recovered)
                 return settled
-            except StoreError as error:
+            except Exception as error:  # a bug, too, must not end the thread: nobody would be acknowledged any more
                 if not self.problem:
                     self.problem = f"the store can't be written: {error}"
-                    log.error("%s; trying again every %s s", error, _RETRY_S)
+                    trace = None if isinstance(error, StoreError) else error
+                    log.error("%s; trying again every %s s", error, _RETRY_S, exc_info=trace)
                     self._loop.call_soon_threadsafe(self._failed)
                 if self._gives_up:
                     log.error("what was not acknowledged is not written")

@@ -2,43 +2,18 @@
 
 import contextlib
 import socket
-import sys
 import time
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # `import client_board`, with --import-mode=importlib
-
-from client_board import CONNACK, CONNACK_SESSION_PRESENT, DISCONNECT, Board, Server, publish, seconds_since
+from client_board import CONNACK, CONNACK_SESSION_PRESENT, DISCONNECT, Server, publish, seconds_since
 
 GO = publish("go")
 BUSY_S = 2  # what a busy machine may add to a time
 
 
-@pytest.fixture(params=["micropython", "cpython"])
-def interpreter(request):
-    return request.param
-
-
 @pytest.fixture
-def server():
-    server = Server()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def run(interpreter, server):
-    boards = []
-
-    def start(scenario, *arguments):
-        boards.append(Board(interpreter, "client_scenarios.py", scenario, server.port, *arguments))
-        return boards[-1]
-
-    yield start
-    for board in boards:
-        board.stop()
+def run(start_board, server):
+    return lambda scenario, *arguments: start_board("client_scenarios.py", scenario, server.port, *arguments)
 
 
 def test_publish_returns_when_its_qos_is_reached(run, server):

@@ -6,13 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mqtt_wire as wire
 import pytest
 import trustme
-
-sys.path.insert(0, str(Path(__file__).parent))  # `import client_board`, with --import-mode=importlib
-
-import mqtt_wire as wire
-from client_board import CONNACK_SESSION_PRESENT, DISCONNECT, Board, Server, publish
+from client_board import CONNACK_SESSION_PRESENT, DISCONNECT, Board, publish
 
 import brokers
 
@@ -20,29 +17,10 @@ import brokers
 MESSAGES = int(os.environ.get("MIDGE_MESSAGES", "50000"))
 
 
-@pytest.fixture(params=["micropython", "cpython"])
-def interpreter(request):
-    return request.param
-
-
 @pytest.fixture
-def server():
-    server = Server()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def run(interpreter):
-    boards = []
-
-    def start(scenario, port, *arguments, heap="256k"):
-        boards.append(Board(interpreter, "client_extras.py", scenario, port, *arguments, heap=heap))
-        return boards[-1]
-
-    yield start
-    for board in boards:
-        board.stop()
+def run(start_board):
+    return lambda scenario, port, *arguments, heap="256k": start_board(
+        "client_extras.py", scenario, port, *arguments, heap=heap)
 
 
 # -- large payloads --

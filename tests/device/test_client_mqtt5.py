@@ -1,43 +1,18 @@
 """device/midge_mqtt5.py against a scripted server and real brokers, on the unix port and on CPython."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # `import client_board`, with --import-mode=importlib
-
-from client_board import Board, Server
 
 CONNECT = "102c 0004 4d515454 050c001e 10 11ffffffff 210014 2700000800 220010 0005 626f617264 00 0001 77 0004 676f6e65"
 CONNACK = "2003000000"
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "packets-5.0.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(params=["micropython", "cpython"])
-def interpreter(request):
-    return request.param
-
-
 @pytest.fixture
-def server():
-    server = Server()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def run(interpreter):
-    boards = []
-
-    def start(scenario, port):
-        boards.append(Board(interpreter, "client_mqtt5.py", scenario, port, heap="1m"))
-        return boards[-1]
-
-    yield start
-    for board in boards:
-        board.stop()
+def run(start_board):
+    return lambda scenario, port: start_board("client_mqtt5.py", scenario, port, heap="1m")
 
 
 def test_connect_announces_what_we_take_and_topics_are_sent_once(run, server):

@@ -1,14 +1,10 @@
 """device/midge_client.py and tests/vectors/packets-3.1.1.json, on the unix port and on CPython."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # `import client_board`, with --import-mode=importlib
-
-from client_board import CONNACK, Board, Server, publish
+from client_board import CONNACK, publish
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "packets-3.1.1.json").read_text(encoding="utf-8"))
 
@@ -22,29 +18,9 @@ def malformed():
     return [v for v in VECTORS if v["from"] in ("server", "any") and "error" in v]
 
 
-@pytest.fixture(params=["micropython", "cpython"])
-def interpreter(request):
-    return request.param
-
-
 @pytest.fixture
-def server():
-    server = Server()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def run(interpreter, server):
-    boards = []
-
-    def start(what):
-        boards.append(Board(interpreter, "client_vectors.py", what, server.port, heap="8m"))
-        return boards[-1]
-
-    yield start
-    for board in boards:
-        board.stop()
+def run(start_board, server):
+    return lambda what: start_board("client_vectors.py", what, server.port, heap="8m")
 
 
 def test_every_connect_that_the_client_can_make_is_byte_equal(run, server):

@@ -1,15 +1,11 @@
 """wake(): what a cycle writes and how it ends, against a scripted server, and what it takes on a slow link."""
 
+import itertools
 import json
-import sys
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # `import client_board`, with --import-mode=importlib
 
 import mqtt_wire as wire
-from client_board import CONNACK, CONNACK_SESSION_PRESENT, Board, Server, publish
+import pytest
+from client_board import CONNACK, CONNACK_SESSION_PRESENT, publish
 from client_proxy import DelayingProxy
 
 CONNECT = "101300044d5154540400003c0007736c6565706572"
@@ -18,31 +14,16 @@ SUBSCRIBE_A = "8206{:04x}00016101"
 FIVE = [[f"out/{i}", f"{i}", 1] for i in range(5)]
 
 
-@pytest.fixture(params=["micropython", "cpython"])
-def interpreter(request):
-    return request.param
-
-
 @pytest.fixture
-def server():
-    server = Server()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def wake(interpreter, tmp_path):
-    boards = []
+def wake(start_board, tmp_path):
+    numbers = itertools.count()
 
     def start(port, *cycles, outbox=()):
-        file = tmp_path / f"cycles-{len(boards)}.json"
+        file = tmp_path / f"cycles-{next(numbers)}.json"
         file.write_text(json.dumps(cycles))
-        boards.append(Board(interpreter, "client_wake.py", port, file, *outbox))
-        return boards[-1]
+        return start_board("client_wake.py", port, file, *outbox)
 
-    yield start
-    for board in boards:
-        board.stop()
+    return start
 
 
 def read(peer, *packets):
