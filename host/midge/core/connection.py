@@ -206,8 +206,9 @@ class Connection:
                 return True
         except ProtocolError as error:
             self.fail(error)
-        except ReadError as error:
-            self.close(ReasonCode.UNSPECIFIED_ERROR, str(error))
+            return True
+        except ReadError as failure:
+            self.close(ReasonCode.UNSPECIFIED_ERROR, str(failure))
             return True
         return False
 
@@ -259,8 +260,8 @@ class Connection:
                 HANDLERS[type(packet)](self, packet, now)
             except ProtocolError as error:
                 self.fail(error)
-            except ReadError as error:
-                self.close(ReasonCode.UNSPECIFIED_ERROR, str(error))
+            except ReadError as failure:  # not "error": compiled, a name has one type in a function
+                self.close(ReasonCode.UNSPECIFIED_ERROR, str(failure))
         if self._deferred is None and not self.is_closing:
             self._handle([], now)  # what couldn't be decoded
 
@@ -280,8 +281,8 @@ class Connection:
                 raise self.decoder.error
         except ProtocolError as error:
             self.fail(error)
-        except ReadError as error:
-            self.close(ReasonCode.UNSPECIFIED_ERROR, str(error))
+        except ReadError as failure:
+            self.close(ReasonCode.UNSPECIFIED_ERROR, str(failure))
         if self.rests and self.is_paused:
             self.rest_on_commit()
 

@@ -617,3 +617,14 @@ def test_shutting_down_tells_version_5_clients_and_publishes_no_will() -> None:
     assert [packet.reason_code for packet in client.take(p.Disconnect)] == [ReasonCode.SERVER_SHUTTING_DOWN]
     assert watcher.take(p.Publish) == []
     assert not client.is_open
+
+
+def test_a_packet_that_comes_alone_and_is_wrong_is_refused_once() -> None:
+    core = Core()
+    subscriber = core.client("sub")
+    subscriber.subscribe("#", 2)
+    core.client("pub").publish("a", b"x", 2)
+    (delivery,) = subscriber.take(p.Publish)
+    subscriber.send(p.Puback(delivery.packet_id))  # for a message of QoS 2
+    assert not subscriber.is_open
+    assert core.broker.counters.protocol_errors == 1
