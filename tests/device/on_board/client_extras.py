@@ -82,6 +82,7 @@ async def large_resend():
 
 async def large_receive():
     client = await large_client()
+    say("connected")
     async for topic, payload, _retained in client:
         say("received", topic, payload.decode())
 
