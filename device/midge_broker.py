@@ -1247,6 +1247,8 @@ class Broker:
             topic = fields.text()
             check_topic(topic)
             will = _message(topic, properties + fields.binary(), flags >> 3 & 3 | (4 if v5 else 0))
+            if topic.startswith("$SYS"):
+                will = None  # a bridge's, most likely: as what it publishes there, it goes nowhere
         if flags & 0x80:
             user = fields.text()
         if flags & 0x40:
@@ -1258,7 +1260,7 @@ class Broker:
         if not client_id and not clean and not v5:
             code = _BAD_CLIENT_ID  # [MQTT-3.1.3-8]
         elif (self.auth and not self._call(self.auth, client_id, user, password)) or (
-            will and (topic.startswith("$SYS") or (self.allow and not self._call(self.allow, client_id, topic, True)))
+            will and self.allow and not self._call(self.allow, client_id, topic, True)
         ):
             code = _NOT_AUTHORIZED
         elif not self._open_session(connection, client_id, clean):
