@@ -300,7 +300,8 @@ def test_the_heap_is_as_before_when_all_have_left():
         before = free()
         for _ in range(5):
             visit(7)
-        assert free() >= before - 1024, broker.output()
+        # The collector is conservative: what an old value on its stack points to goes with a later collection.
+        assert any(free() >= before - 1024 for _ in range(8)), broker.output()
 
 
 def test_forwarding_at_qos_0_allocates_nothing():
