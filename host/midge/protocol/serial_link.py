@@ -19,8 +19,7 @@ CLOSE = 0x60  # answered by CLOSE; then the channel can be opened again
 DATA = 0x70
 
 LOG = 0  # the channel that is always open: text for whoever watches
-# Channels that a board opens, to our broker; from there to 15 we open them, to the board's.
-BOARD_CHANNELS = range(1, 8)
+# Channels that we open, to the board's broker; it opens 1 to 7, to ours.
 HOST_CHANNELS = range(8, 16)
 
 _END = b"\xc0"
