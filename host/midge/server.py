@@ -57,6 +57,7 @@ class Server:
             raise StoreError(problem)
         self._store: Store | None = open_store(config.store.path, config.store.durability, directory)
         self.broker = Broker(config.core_limits(), is_durable=self._store is not None)
+        self.broker.set_limits(config.core_limits(), config.session_rules())
         self.broker.passage.on_loop = _tell_loop
         self.broker.on_admitted = log_admitted
         self._hashing = ThreadPoolExecutor(_HASHING_THREADS, "passwords")
@@ -178,7 +179,7 @@ class Server:
             listener.door.access.rules.take_over(its_rules)
         self._loader.close_hooks(but=loader.hooks)
         self._loader = loader
-        self.broker.set_limits(config.core_limits())
+        self.broker.set_limits(config.core_limits(), config.session_rules())
         self._take_over_access(config)
         self._ask_again()
         for bridge in [bridge for bridge in self._bridges if bridge.section not in config.bridge]:

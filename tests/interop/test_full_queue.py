@@ -59,3 +59,18 @@ def test_wait_lets_the_publisher_wait_and_loses_nothing(tmp_path: Path, version:
         assert publisher.wait(20) == 0
         assert publisher.stdout is not None
         assert publisher.stdout.read() == ""
+
+
+@needs_mosquitto
+def test_a_session_section_gives_one_client_s_queue_another_policy(tmp_path: Path) -> None:
+    config = tmp_path / "midge.toml"
+    config.write_text(
+        f'[limits]\nmax_queued_messages = {ROOM}\n\n[[session]]\nclient_id = "read*"\nqueue_full = "reject"\n'
+    )
+    with start_host("--config", str(config), "--data", str(tmp_path)) as broker:
+        sub(broker.port, "-E")
+        publisher = pub(broker.port, 8)
+        assert publisher.stdout is not None
+        assert publisher.stdout.read().count("Quota exceeded") == 3
+        publisher.wait(20)
+        assert sub(broker.port, "-C", str(ROOM)) == ["0", "1", "2", "3", "4"]

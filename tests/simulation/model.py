@@ -196,13 +196,13 @@ class Model:
             if session.ended_at is None:
                 self._do("set", name, session.expiry_s, now)
         self.online.clear()
-        for (name, incarnation), (will, delay_s, due) in state.wills.items():
+        for (name, incarnation), (will, delay_s, due) in list(state.wills.items()):
             session = state.sessions.get(name)
             if session is None or session.incarnation != incarnation:
                 due = now  # the session has ended
             elif due is None:
                 due = now + min(delay_s, session.expiry_s)
-            state.wills[name, incarnation] = PendingWill(will, delay_s, max(now, due))
+            self._do("will", name, incarnation, PendingWill(will, delay_s, max(now, due)))
 
     # -- sessions --
 
@@ -431,10 +431,6 @@ def matches(topic_filter: str, topic: str) -> bool:
         if at >= len(levels) or level not in ("+", levels[at]):
             return False
     return len(wanted) == len(levels)
-
-
-def expired(message: Sent, published_at: float, now: float) -> bool:
-    return message.expiry_s is not None and published_at + message.expiry_s <= now
 
 
 def all_owed(state: State) -> Iterator[tuple[str, int]]:

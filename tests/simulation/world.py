@@ -345,5 +345,6 @@ class World:
             link.unanswered.append((kind, packet.packet_id, operation))
         if is_new:
             if message.expiry_s is not None:
-                self.expires_at[message.number] = self.now + message.expiry_s
+                # Of the first copy: one that is taken again (QoS 1) may find nobody who is owed it.
+                self.expires_at.setdefault(message.number, self.now + message.expiry_s)
             self.model.publish(message, self.now)

@@ -4,12 +4,12 @@ Knows the core's connection; what the packets mean to the other side is the link
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from midge.core.connection import Connection
 from midge.core.passage import BRIDGE
 from midge.core.session import NEVER_EXPIRES
+from midge.core.session_limits import SessionRule
 from midge.protocol import packets as p
 from midge.protocol.decoder import Decoder
 from midge.protocol.encoder import encode
@@ -55,16 +55,19 @@ class Local:
                 properties["maximum_packet_size"] = max_packet_size
         elif max_packet_size is not None:
             self._core.max_packet_size = max_packet_size  # 3.1.1 can't say it, but this client is ours
+        section = bridge.section
+        rule = SessionRule(
+            bridge.local_client_id,
+            max_queued_messages=section.max_queued_messages,
+            max_queued_bytes=section.max_queued_bytes,
+            queue_full=section.queue_full,
+        )
+        bridge.broker.limit_session(rule)
         # Our own session goes first, so that it is there when what it is owed has to be kept.
         connect = p.Connect(
             bridge.local_client_id, False, 0, version, is_bridge=version != 5, properties=properties
         )
         self._core.receive_data(encode(connect, version), bridge.now())
-        session = self._core.session
-        if session is not None:
-            session.limits = replace(
-                bridge.broker.limits, max_queued_messages=bridge.section.max_queued_messages
-            )
 
     def forget_received(self) -> None:
         """What the remote broker had under way is gone with its session; the same identifiers now belong to new

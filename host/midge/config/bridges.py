@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from pydantic import field_validator, model_validator
 
 from midge.config.section import Section, key
+from midge.core.limits import QueueFull
 from midge.protocol.errors import ProtocolError
 from midge.protocol.topics import check_topic_filter, check_topic_name
 
@@ -150,9 +151,19 @@ class Bridge(Section):
     reconnect_max: float = key(30.0, "The longest wait between two attempts.", unit="s", gt=0)
     max_queued_messages: int = key(
         100_000,
-        "Messages of QoS 1 and 2 that wait here for it; the oldest go. Their bytes: as [limits] has it.",
+        "Messages of QoS 1 and 2 that wait here for it.",
         unit="messages",
         ge=1,
+    )
+    max_queued_bytes: int | None = key(
+        None,
+        "Their topics and payloads; not set: as [limits] has it.",
+        unit="bytes",
+        example=1_000_000_000,
+        ge=0,
+    )
+    queue_full: QueueFull = key(
+        "drop-oldest", "What becomes of a message when so many wait; see queue_full of [limits]."
     )
     max_packet_size: int | None = key(
         None,

@@ -12,7 +12,8 @@ from pydantic import PrivateAttr, field_validator, model_validator
 from midge.config.access import AccessSection, JwtSection
 from midge.config.bridges import Bridge, parse_address
 from midge.config.section import Section, key
-from midge.core.limits import Limits
+from midge.core.limits import Limits, QueueFull
+from midge.core.session_limits import SessionRule
 
 _LIMITS = Limits()
 
@@ -161,7 +162,7 @@ class LimitsSection(Section):
         ge=0,
     )
     max_queued_bytes: int = key(_LIMITS.max_queued_bytes, "Their topics and payloads.", unit="bytes", ge=0)
-    queue_full: Literal["drop-oldest", "reject", "wait"] = key(
+    queue_full: QueueFull = key(
         _LIMITS.queue_full,
         'Messages for a session that has no room left. "drop-oldest": the oldest gives way and is counted. '
         '"reject": refused for all who would get it (5.0: reason 0x97; 3.1.1: no acknowledgement, and the '
@@ -252,6 +253,25 @@ class LimitsSection(Section):
     )
 
 
+class SessionSection(Section):
+    """The queues of some sessions, in place of what [limits] says. Several may stand here; the first that fits
+    counts. What is not set is as in [limits]."""
+
+    client_id: str = key(
+        ...,
+        "Whose: a client identifier; * stands for any characters, ? for one, [ab] for one of these.",
+        example="logger-*",
+        min_length=1,
+    )
+    max_queued_messages: int | None = key(
+        None, "Messages of QoS 1 and 2 that wait for one session.", unit="messages", example=100_000, ge=0
+    )
+    max_queued_bytes: int | None = key(
+        None, "Their topics and payloads.", unit="bytes", example=1_000_000_000, ge=0
+    )
+    queue_full: QueueFull | None = key(None, "What becomes of a message when so many wait.", example="wait")
+
+
 class SysSection(Section):
     """The $SYS/ topics, by which the broker tells of itself."""
 
@@ -298,6 +318,7 @@ class Config(Section):
     store: StoreSection = StoreSection()
     access: AccessSection = AccessSection()
     limits: LimitsSection = LimitsSection()
+    session: list[SessionSection] = key([], "")
     sys: SysSection = SysSection()
     discovery: DiscoverySection = DiscoverySection()
     http: HttpSection = HttpSection()
@@ -332,3 +353,6 @@ class Config(Section):
 
     def core_limits(self) -> Limits:
         return Limits(**self.limits.model_dump())
+
+    def session_rules(self) -> list[SessionRule]:
+        return [SessionRule(**section.model_dump()) for section in self.session]

@@ -11,7 +11,7 @@ One turn, for whoever owns the I/O:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 
 from midge.core import admission
@@ -30,6 +30,7 @@ from midge.core.pressure import Pressure
 from midge.core.retained import Retained
 from midge.core.routing import Routing, SharedGroup, Subscription, Target
 from midge.core.session import NEVER_EXPIRES, Session
+from midge.core.session_limits import SessionLimits, SessionRule
 from midge.core.timers import Timers
 from midge.core.wills import Wills
 from midge.protocol import packets as p
@@ -46,6 +47,7 @@ class Broker:
 
     def __init__(self, limits: Limits, access: Access | None = None, is_durable: bool = False) -> None:
         self.limits = limits
+        self.session_limits = SessionLimits(limits)
         self.access = access
         self.on_admitted: Callable[[Connection], None] | None = None  # told of each client that is let in
         self.counters = Counters()
@@ -87,11 +89,21 @@ class Broker:
         admission.count_in(self, connection)
         return connection
 
-    def set_limits(self, limits: Limits) -> None:
-        """Take over what has changed, also for connections and sessions that there are."""
+    def set_limits(self, limits: Limits, rules: Sequence[SessionRule] = ()) -> None:
+        """Take over what has changed, also for connections and sessions that there are. *rules*: for some sessions."""
         for field in fields(limits):
             setattr(self.limits, field.name, getattr(limits, field.name))
+        self.session_limits.set_rules(rules)
+        for session in self.sessions.values():
+            session.limits = self.session_limits.of(session.client_id)
         self.routing.set_max_levels(limits.max_topic_levels)
+        self.pressure.update()
+
+    def limit_session(self, rule: SessionRule) -> None:
+        """A bridge's session, by its client identifier, has bounds of its own."""
+        self.session_limits.set_bridge(rule)
+        if (session := self.sessions.get(rule.client_id)) is not None:
+            session.limits = self.session_limits.of(rule.client_id)
         self.pressure.update()
 
     def output_ready(self, connection: Connection) -> None:
@@ -217,7 +229,8 @@ class Broker:
 
     def new_session(self, client_id: str, key: int = 0) -> Session:
         """*key*: the number that a store knows it by, if it does."""
-        session = Session(client_id, key or self._next_session_key, self.limits, self.counters, self.backlog)
+        limits = self.session_limits.of(client_id)
+        session = Session(client_id, key or self._next_session_key, limits, self.counters, self.backlog)
         self._next_session_key = max(self._next_session_key, session.key + 1)
         self.sessions[client_id] = session
         self.counters.sessions_maximum = max(self.counters.sessions_maximum, len(self.sessions))

@@ -90,7 +90,8 @@ class CatchUp:
             return False
         if not cursor.target.qos:
             return True
-        queue, limits = cursor.target.session.queue, self._broker.limits
+        session = cursor.target.session
+        queue, limits = session.queue, session.limits
         # One below the limit: nothing that was queued before must give way to it.
         return queue.count < max(1, limits.max_queued_messages - 1) and queue.bytes < limits.max_queued_bytes // 2
 

@@ -157,7 +157,7 @@ def on_subscribe(connection: Connection, packet: p.Subscribe, now: float) -> Non
     session = connection.its_session()
     identifiers = (packet.properties or {}).get("subscription_identifier")
     codes: list[int] = []
-    granted: list[Subscription] = []
+    to_tell: dict[str, Subscription] = {}  # of what is retained; by topic filter, each of which may stand here twice
     for wanted in packet.subscriptions:
         refusal = connection.broker.check_subscription(connection, wanted.filter)
         if refusal is None:
@@ -173,15 +173,16 @@ def on_subscribe(connection: Connection, packet: p.Subscribe, now: float) -> Non
             if subscription.is_bridges:
                 connection.broker.set_bridge(session, True)
             is_new = connection.broker.subscribe(subscription)
-            if wanted.retain_handling == 0 or (wanted.retain_handling == 1 and is_new):
-                granted.append(subscription)
+            is_told = wanted.retain_handling == 0 or (wanted.retain_handling == 1 and is_new)
+            if is_told or to_tell.pop(wanted.filter, None) is not None:
+                to_tell[wanted.filter] = subscription
             codes.append(wanted.qos)
         else:
             codes.append(refusal if connection.version == 5 else 0x80)  # [MQTT-3.9.3-2]
     if session.changes is not None:
         connection.rest_on_commit()
     connection.send(p.Suback(packet.packet_id, codes, None))
-    for subscription in () if connection.is_closing else granted:
+    for subscription in () if connection.is_closing else to_tell.values():
         connection.broker.send_retained(subscription, now)
 
 

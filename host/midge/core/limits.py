@@ -7,6 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+QueueFull = Literal["drop-oldest", "reject", "wait"]
+
 
 @dataclass(slots=True)
 class Limits:
@@ -23,7 +25,7 @@ class Limits:
 
     # what becomes of a message for a session whose queue is full: see midge.core.pressure. Mosquitto drops the
     # newest, EMQX the oldest, both with success to the publisher; NATS and RabbitMQ let one choose.
-    queue_full: Literal["drop-oldest", "reject", "wait"] = "drop-oldest"
+    queue_full: QueueFull = "drop-oldest"
 
     # bytes of memory for messages that wait in queues and for retained ones, half for each; what is beyond
     # lives on disk only. Without a store there is nowhere else: then the limits above are what bounds it.

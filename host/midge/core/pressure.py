@@ -1,7 +1,8 @@
 """What becomes of a message at QoS 1 or 2 that a queue, or the store, has no room for.
 Knows who would get it and who waits with it; routes nothing itself.
 
-The choice is `limits.queue_full`, and it is made before anything is done with the message:
+The choice is `queue_full` of the limits of the session whose queue it is, and it is made before anything is done
+with the message. Where several queues are full, "reject" comes before "wait", and that before "drop-oldest":
 
 - "drop-oldest": taken; the oldest of the full queue is dropped and counted.
 - "reject": refused as a whole, so that nobody gets it. If those with room got it, they would get it again each time
@@ -26,7 +27,6 @@ from typing import TYPE_CHECKING
 from midge.core import incoming
 from midge.core.changes import ReadError
 from midge.core.connection import HELD_BY_QUEUE
-from midge.core.routing import Target
 from midge.protocol import packets as p
 from midge.protocol.errors import ProtocolError
 from midge.protocol.packets import Publish
@@ -35,6 +35,7 @@ from midge.protocol.reasons import ReasonCode
 if TYPE_CHECKING:
     from midge.core.broker import Broker
     from midge.core.connection import Connection
+    from midge.core.session import Session
 
 DROP_OLDEST, REJECT, WAIT = "drop-oldest", "reject", "wait"
 
@@ -65,7 +66,7 @@ class Pressure:
 
     def update(self) -> None:
         """The limits have changed."""
-        self.is_on = self.is_store_failing or self._broker.limits.queue_full != DROP_OLDEST
+        self.is_on = self.is_store_failing or self._broker.session_limits.may_refuse
         self._go_on_soon()
 
     def waiting(self, connection: Connection) -> int:
@@ -102,34 +103,28 @@ class Pressure:
         targets = [target if target.session is not session else target.own for target in route.targets]
         targets += [group.best(topic, True) for group in route.groups]
         must_last = packet.retain or (packet.qos == 2 and session.changes is not None)
-        is_full = is_too_large = False
+        must_wait = must_refuse = False
         size = len(topic) + len(packet.payload)
         for target in targets:
             if target is None or not target.qos:
                 continue
             must_last = must_last or target.session.changes is not None
-            is_full = is_full or not self._has_room(target, size)
-            is_too_large = is_too_large or size > broker.limits.max_queued_bytes
+            policy = target.session.limits.queue_full
+            if policy != DROP_OLDEST and not _has_room(target.session, size):
+                if policy == REJECT or size > target.session.limits.max_queued_bytes:
+                    must_refuse = True
+                else:
+                    must_wait = True
         counters = broker.counters
         if self.is_store_failing and must_last and broker.changes is not None:
             counters.refused_store_failing += 1
             incoming.refuse_publish(connection, packet, "the store can't be written")
             return REJECT
-        policy = broker.limits.queue_full
-        if not is_full or policy == DROP_OLDEST:
-            return ""
-        if policy == REJECT or is_too_large:
+        if must_refuse:
             counters.refused_queue_full += 1
             incoming.refuse_publish(connection, packet, "the queue of a subscriber is full")
             return REJECT
-        return WAIT
-
-    def _has_room(self, target: Target, size: int) -> bool:
-        session, limits = target.session, self._broker.limits
-        queue, connection = session.queue, session.connection
-        if connection is not None and not queue.count and len(session.in_flight) < connection.window:
-            return True  # it isn't queued at all
-        return queue.count < limits.max_queued_messages and queue.bytes + size <= limits.max_queued_bytes
+        return WAIT if must_wait else ""
 
     # -- those who wait --
 
@@ -199,6 +194,13 @@ class Pressure:
                     _store_recovered(connection, now)
                 except ReadError as error:
                     connection.close(ReasonCode.UNSPECIFIED_ERROR, str(error))
+
+
+def _has_room(session: Session, size: int) -> bool:
+    queue, connection, limits = session.queue, session.connection, session.limits
+    if connection is not None and not queue.count and len(session.in_flight) < connection.window:
+        return True  # it isn't queued at all
+    return queue.count < limits.max_queued_messages and queue.bytes + size <= limits.max_queued_bytes
 
 
 def _drop_held(connection: Connection) -> None:

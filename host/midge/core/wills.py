@@ -67,6 +67,8 @@ class Wills:
             session = self._broker.session_that_ended(row.client_id, row.session_key)
         self._kept.add(row.session_key)
         due = now + min(row.delay_s, session.expiry_s) if row.due is None else max(now, row.due)
+        if row.due is None and self._broker.changes is not None:
+            self._broker.changes.will(session, message, row.delay_s, due)  # the next restart doesn't begin it anew
         session.will_timer = self._broker.timers.at(due, self._publisher(session, message))
 
     def _publisher(self, session: Session, message: Message) -> Callable[[float], None]:

@@ -400,6 +400,16 @@ def test_retain_handling_decides_when_retained_messages_are_sent(
     assert len(subscriber.take(p.Publish)) == again
 
 
+def test_a_filter_that_a_subscribe_names_twice_is_told_what_is_retained_once() -> None:
+    core = Core()
+    core.client("pub").publish("a", b"1", retain=True)
+    for handling in (0, 1):
+        subscriber = core.client(f"sub {handling}", 5)
+        wanted = [p.Subscription("a", qos, retain_handling=handling) for qos in (0, 1)]
+        subscriber.send(p.Subscribe(1, wanted, None))
+        assert [packet.payload for packet in subscriber.take(p.Publish)] == [b"1"]
+
+
 def test_retain_as_published_keeps_the_flag() -> None:
     core = Core()
     subscriber = core.client("sub", 5)

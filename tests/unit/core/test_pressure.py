@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from midge.core.session_limits import SessionRule
 from midge.protocol import packets as p
 from midge.protocol.reasons import ReasonCode
 
@@ -218,6 +219,64 @@ def test_a_3_1_1_publisher_without_a_window_is_not_read_from_any_more() -> None:
     core.advance(0)
     assert not old.is_held
     assert [packet_id for packet_id, _ in codes(old)] == list(range(1, 20))
+
+
+# -- rules for some sessions --
+
+
+def test_each_queue_has_the_policy_of_the_first_rule_that_fits_its_client() -> None:
+    core = Core(is_durable=True, max_queued_messages=3)
+    rules = [
+        SessionRule("logger-*", max_queued_messages=4, queue_full="reject"),
+        SessionRule("l*", queue_full="wait"),
+    ]
+    core.broker.set_limits(core.broker.limits, rules)
+    away(core, "logger-1", "a")
+    away(core, "lamp", "b")
+    away(core, "other", "c")
+    publisher = core.client("pub", 5)
+    for packet_id in range(1, 6):
+        publisher.publish("a", b"a", 1, packet_id)
+        publisher.publish("c", b"c", 1, packet_id + 100)
+    found = dict(codes(publisher))
+    assert [found[i] for i in range(1, 6)] == [0, 0, 0, 0, QUOTA_EXCEEDED]
+    assert [found[i] for i in range(101, 106)] == [0] * 5
+    assert core.broker.counters.dropped_queue_full == 2  # other's
+    for packet_id in range(201, 205):
+        publisher.publish("b", b"b", 1, packet_id)
+    assert codes(publisher) == [(201, 0), (202, 0), (203, 0)]  # the fourth waits
+
+
+def test_of_several_full_queues_the_one_that_rejects_decides() -> None:
+    core = Core(is_durable=True, max_queued_messages=1)
+    rules = [SessionRule("w", queue_full="wait"), SessionRule("r", queue_full="reject")]
+    core.broker.set_limits(core.broker.limits, rules)
+    for name in ("w", "r", "other"):
+        away(core, name)
+    publisher = core.client("pub", 5)
+    publisher.publish("a", b"1", 1, 1)
+    publisher.publish("a", b"2", 1, 2)
+    assert codes(publisher) == [(1, 0), (2, QUOTA_EXCEEDED)]
+    core.client("r", clean_start=True)
+    publisher.publish("a", b"2", 1, 2)
+    assert codes(publisher) == []
+    core.client("w", clean_start=True)
+    core.advance(0)
+    assert codes(publisher) == [(2, 0)]
+    assert payloads(core.client("other", clean_start=False)) == [b"2"]
+
+
+def test_rules_hold_for_sessions_that_were_there_before_them_and_end_with_them() -> None:
+    core = Core(is_durable=True, max_queued_messages=1)
+    away(core)
+    publisher = core.client("pub", 5)
+    publisher.publish("a", b"1", 1, 1)
+    core.broker.set_limits(core.broker.limits, [SessionRule("*", queue_full="reject")])
+    publisher.publish("a", b"2", 1, 2)
+    core.broker.set_limits(core.broker.limits)
+    publisher.publish("a", b"3", 1, 3)
+    assert codes(publisher) == [(1, 0), (2, QUOTA_EXCEEDED), (3, 0)]
+    assert payloads(core.client("away", clean_start=False)) == [b"3"]
 
 
 # -- the store can't be written --

@@ -84,6 +84,18 @@ def test_a_delay_that_ran_goes_on_after_the_restart() -> None:
     assert seen(sub) == [b"gone"]
 
 
+def test_a_delay_is_not_begun_anew_by_each_restart() -> None:
+    core = Core(is_durable=True)
+    watcher(core).lose()
+    core.client("one", 5, will=will(30), properties={"session_expiry_interval": 60})
+    again = restarted(core)
+    again.turn()
+    again.advance(20)
+    third = restarted(again)
+    third.advance(11)
+    assert seen(third.client("watcher", clean_start=False)) == [b"gone"]
+
+
 def test_a_will_that_was_published_or_deleted_is_not_kept() -> None:
     core = Core(is_durable=True)
     sub = watcher(core)
