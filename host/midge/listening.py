@@ -18,6 +18,7 @@ from midge.config import Config, Listener
 from midge.core.limits import Limits
 from midge.listeners import proxy, tcp, tls, unix
 from midge.listeners.door import Door, Identify
+from midge.listeners.tls_listener import TlsListener
 
 if TYPE_CHECKING:
     from midge.listeners.serial import SerialCable
@@ -37,7 +38,7 @@ class OpenListener:
         self._config = config
         self._make_protocol = make_protocol
         self._certificates: tls.Certificates | None = None
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | TlsListener | None = None
         self._websocket: WebSocketListener | None = None
         self.cable: SerialCable | None = None
         self.door = Door(
@@ -59,15 +60,13 @@ class OpenListener:
             await self._start_websocket()
         elif section.type == "serial":
             self._start_cable()
+        elif self._context is not None:
+            self._server = TlsListener(self._protocol, self._context, self._limits.connect_timeout)
+            port = await self._server.start(section.bind, section.port)
+            self.address = f"mqtts://{host_of_url(section.bind)}:{port}"
         else:
-            self._server, port = await tcp.listen(
-                section.bind,
-                section.port,
-                self._protocol,
-                self._context,
-                self._limits.connect_timeout,
-            )
-            self.address = f"mqtt{'s' if self._context else ''}://{host_of_url(section.bind)}:{port}"
+            self._server, port = await tcp.listen(section.bind, section.port, self._protocol)
+            self.address = f"mqtt://{host_of_url(section.bind)}:{port}"
 
     async def _start_websocket(self) -> None:
         from midge.listeners.websocket import WebSocketListener

@@ -1,6 +1,7 @@
 """The host's other ways in, each with a client of somebody else's: TLS, WebSocket, Unix socket, PROXY protocol."""
 
 import datetime
+import contextlib
 import os
 import queue
 import re
@@ -131,6 +132,32 @@ def test_mosquitto_pub_speaks_tls_to_it_and_checks_the_certificate(start, certif
         command = ["mosquitto_pub", "-p", str(broker.port), "--cafile", certificates.directory / authority]
         done = subprocess.run([*command, "-t", "a", "-m", "x", "-q", "1"], capture_output=True, timeout=15)
         assert (done.returncode == 0) is is_good
+
+
+def test_a_handshake_that_fails_is_told_of_and_harms_nobody(start, certificates: Certificates) -> None:
+    directory = certificates.directory
+    broker = start(
+        f'[[listener]]\n{TLS}cafile = "ca.pem"\nrequire_certificate = true\n[limits]\nconnect_timeout = 1\n'
+    )
+    trusting = ssl.create_default_context(cafile=str(directory / "ca.pem"))
+    with socket.create_connection(("127.0.0.1", broker.port), TIMEOUT_S) as silent:
+        with socket.create_connection(("127.0.0.1", broker.port), TIMEOUT_S) as plain:
+            plain.sendall(encode(p.Connect("x", True, keep_alive_s=60), 4))
+            with contextlib.suppress(ConnectionResetError):
+                while plain.recv(100):  # an alert, then the end
+                    pass
+        with (
+            socket.create_connection(("127.0.0.1", broker.port), TIMEOUT_S) as stranger,
+            pytest.raises((ssl.SSLError, ConnectionError)),
+            trusting.wrap_socket(stranger, server_hostname="127.0.0.1") as wrapped,
+        ):
+            if not wrapped.recv(10):
+                raise ConnectionResetError
+        assert silent.recv(10) == b""  # after connect_timeout
+    assert_echo(connect(broker, ca=directory / "ca.pem", certificate=directory / "client.pem"))
+    output = broker.output()
+    assert output.count("TLS handshake failed: ") == 3, output
+    assert "peer did not return a certificate" in output
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
