@@ -1,7 +1,7 @@
 """The host's other ways in, each with a client of somebody else's: TLS, WebSocket, Unix socket, PROXY protocol."""
 
-import datetime
 import contextlib
+import datetime
 import os
 import queue
 import re
