@@ -110,8 +110,8 @@ _REFUSED = const(7)  # connections: no room, not authorized, displaced
 _MALFORMED = const(8)  # connections
 _RETAINED_REFUSED = const(9)
 _SUBSCRIPTIONS_REFUSED = const(10)
-_SYS = (  # m is messages
-    "m/received m/sent m/dropped/full m/dropped/memory m/dropped/denied m/dropped/expired m/dropped/large "
+_SYS = (  # m is messages, x is messages/dropped
+    "m/received m/sent x/full x/memory x/denied x/expired x/large "
     "connections/refused connections/malformed retained/refused subscriptions/refused m/dropped m/queued/bytes "
     "retained/bytes clients/connected clients/total heap/free uptime store/bytes store/bytes_per_message"
 )
@@ -125,14 +125,19 @@ class _Malformed(ValueError):  # the peer broke the protocol: ends its connectio
 
 # All sockets are non-blocking; None from _receive or _send means "not now".
 #
-# _watch calls on_ready() whenever the socket is readable (or writable), until that returns False or until
-# the function that _watch returned is called. On MicroPython that is one small generator per socket on
-# asyncio's own poller, through the two calls that its stream.py uses too (what lies beneath them differs
-# between versions), so that the broker sleeps whenever the hosting program does: a poll object of our own
-# couldn't wait together with that program's tasks, and streams would copy and lock per packet.
-if _MICROPYTHON:
-    from asyncio import core as _core
+# _watch calls source.on_ready(events) whenever the socket is what *events* say, until it is called with others; 0: no
+# more.
+#
+# On MicroPython asyncio takes a stream into its poll object for one wait and out again after it, which costs 160 bytes
+# each time (on a 64-bit port), and a task per socket. So we stand between asyncio's queue and its poll object: sockets
+# of ours stay registered there, and what happens to them goes to us without a task; all the rest goes to asyncio as
+# ever. The broker thus sleeps and wakes together with the hosting program's tasks, in the one poll that there is, and
+# waiting allocates nothing. Of asyncio it needs that core._io_queue.poller is used as a select.poll with
+# register, modify, unregister and ipoll: so from MicroPython 1.13 to today's master, in Python on all ports.
+_READ = const(1)  # select.POLLIN; all ports have the same values
+_WRITE = const(4)  # select.POLLOUT
 
+if _MICROPYTHON:
     _ticks_ms = time.ticks_ms  # wraps around, after 12 days on a 32-bit board
     _ticks_diff = time.ticks_diff
 
@@ -142,24 +147,49 @@ if _MICROPYTHON:
     def _send(sock, data, offset, length):
         return sock.write(data, offset, length)
 
-    # Ends at nothing but on_ready's word: where there is no memory to wait with, there is some later.
-    def _wait(queue, write, sock, on_ready):
-        while True:
-            try:
-                yield queue.queue_write(sock) if write else queue.queue_read(sock)
-                if not on_ready():
-                    return
-            except MemoryError:
-                gc.collect()
-                queue.map.pop(id(sock), None)  # what may be there by half
-                yield from asyncio.sleep_ms(50)
+    class _Poller:
+        def __init__(self, poll):
+            self.poll = poll
+            self.register = poll.register
+            self.modify = poll.modify
+            self.unregister = poll.unregister
+            self.sources = {}  # id(socket) -> what it belongs to
+            self.end = StopIteration()
 
-    def _watch(sock, write, on_ready):
-        task = asyncio.create_task(_wait(_core._io_queue, write, sock, on_ready))
-        return lambda: task is asyncio.current_task() or task.cancel()
+        def ipoll(self, timeout_ms):
+            self.poll.ipoll(timeout_ms)
+            return self
+
+        def __iter__(self):
+            return self
+
+        # Ends at no error of ours: it would end the hosting program. Where there is no memory now, there is some later.
+        def __next__(self):
+            for ready in self.poll:
+                source = self.sources.get(id(ready[0]))
+                if not source:
+                    return ready
+                try:
+                    source.on_ready(ready[1])
+                except Exception as error:  # noqa: BLE001 - MemoryError, within what dealt with the first
+                    gc.collect()
+                    sys.print_exception(error)
+            self.end.__traceback__ = None  # else it grows
+            raise self.end
+
+    def _watch(sock, source, events):
+        queue = asyncio.core._io_queue
+        poller = queue.poller
+        if not isinstance(poller, _Poller):
+            queue.poller = poller = _Poller(poller)
+        if events:
+            poller.sources[id(sock)] = source
+            poller.register(sock, events)
+        else:
+            poller.sources.pop(id(sock), None)
+            poller.unregister(sock)
 
 else:
-
     def _ticks_ms():
         return time.monotonic_ns() // 1_000_000
 
@@ -178,16 +208,19 @@ else:
         except BlockingIOError:
             return None
 
-    def _watch(sock, write, on_ready):
-        loop = asyncio.get_running_loop()
-        remove = loop.remove_writer if write else loop.remove_reader
-
-        def ready():
-            if not on_ready() and sock.fileno() >= 0:
-                remove(sock)
-
-        (loop.add_writer if write else loop.add_reader)(sock, ready)
-        return lambda: remove(sock)
+    def _watch(sock, source, events):
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # close() before or after the program's asyncio.run()
+            return
+        if events & _READ:
+            loop.add_reader(sock, source.on_ready, _READ)
+        else:
+            loop.remove_reader(sock)
+        if events & _WRITE:
+            loop.add_writer(sock, source.on_ready, _WRITE)
+        else:
+            loop.remove_writer(sock)
 
 
 # ---- codec ----
@@ -345,7 +378,6 @@ class _Session:
 
 class _Connection:
     session = None  # set by CONNECT
-    stop_writing = None  # ends the watch of a stalled socket
     rest = None  # the beginning of a packet whose end has not come
     unsent = None  # what the socket did not take of a write; None: not stalled
     forward = 0  # buffer[forward:forward_end] is to be sent as it is
@@ -362,11 +394,24 @@ class _Connection:
     held = b""  # ... and the acknowledgements of that
 
     def __init__(self, broker, sock):
+        self.broker = broker
         self.sock = sock  # None once closed
         self.control = bytearray()  # acknowledgements to send
         self.last_ms = _ticks_ms()  # when bytes last came
         self.deadline_ms = broker.connect_timeout_s * 1000  # of silence; after CONNECT 1.5 keep alives, 0: none
-        self.stop_reading = _watch(sock, False, lambda: broker._on_readable(self))
+        _watch(sock, self, _READ)
+
+    def on_ready(self, events):
+        broker = self.broker
+        if events != _WRITE and (len(self.held) <= _HELD_BYTES_MAX or broker._let_go(self)):
+            broker._guard(Broker._read, self)  # an error, too: reading tells it
+        if events & _WRITE and self.sock:
+            _watch(self.sock, self, _READ)  # until it is found stalled again
+            broker._mark(self)
+        for other in broker._connections:
+            if other.waits_for:
+                broker._let_go(other)
+        broker._flush()
 
 
 # ---- broker ----
@@ -380,7 +425,6 @@ class Broker:
     _queued_bytes = 0  # of all sessions
     _retained_bytes = 0
     _listener = None  # set by listen(), cleared by close()
-    _stop_accepting = None
     _behind = None  # a session that fell behind in this _publish
     _store = None
 
@@ -499,7 +543,7 @@ class Broker:
     # Until close(), within a second.
     async def run(self):
         self.listen()
-        self._stop_accepting = _watch(self._listener, False, lambda: self._call(self._accept) or True)
+        _watch(self._listener, self, _READ)
         self._tick_ms = _ticks_ms()
         try:
             while self._listener:
@@ -510,8 +554,7 @@ class Broker:
 
     def close(self):
         if self._listener:
-            if self._stop_accepting:
-                self._stop_accepting()
+            _watch(self._listener, self, 0)
             self._listener.close()
             self._listener = None
             for connection in list(self._connections):
@@ -551,7 +594,7 @@ class Broker:
         if self._store:
             values += self._store.figures()
         for name, value in zip(_SYS.split(" "), values):
-            topic = "$SYS/broker/" + name.replace("m/", "messages/")
+            topic = "$SYS/broker/" + name.replace("x/", "m/dropped/").replace("m/", "messages/")
             route = self._resolve(b"", topic)
             if any(route[2:]):
                 self._publish(route, _message(topic, str(value).encode(), 0), 0, None)
@@ -564,6 +607,9 @@ class Broker:
             if connection.session:
                 count += 1
         return count
+
+    def on_ready(self, _):
+        self._call(self._accept)
 
     def _accept(self):
         sock = self._listener.accept()[0]
@@ -589,6 +635,7 @@ class Broker:
             self._connections.append(_Connection(self, sock))
         except MemoryError:
             self._counts[_REFUSED] += 1
+            _watch(sock, None, 0)
             sock.close()
             return False
         return True
@@ -603,9 +650,7 @@ class Broker:
         session = connection.session
         if reason:
             self._log("closed %s: %s", session.client_id if session else "a newcomer", reason)
-        connection.stop_reading()
-        if connection.stop_writing:
-            connection.stop_writing()
+        _watch(connection.sock, connection, 0)
         connection.sock.close()
         # Whatever still refers to it, as an old task does for a while, shall not keep the rest.
         connection.sock = connection.session = connection.rest = connection.unsent = connection.waits_for = None
@@ -694,15 +739,6 @@ class Broker:
             pass
 
     # ---- bytes in ----
-
-    def _on_readable(self, connection):
-        if len(connection.held) <= _HELD_BYTES_MAX or self._let_go(connection):
-            self._guard(Broker._read, connection)
-        for other in self._connections:
-            if other.waits_for:
-                self._let_go(other)
-        self._flush()
-        return connection.sock
 
     # Back-pressure: while a receiver that acknowledges falls behind, the acknowledgements of what is
     # published to it are held, so that the publisher waits (one without a window isn't read any more) and
@@ -1138,15 +1174,8 @@ class Broker:
     def _write(self, connection, data, start, end):
         start += _send(connection.sock, data, start, end - start) or 0
         connection.unsent = bytes(memoryview(data)[start:end]) if start < end else None
-        if connection.unsent and not connection.stop_writing:
-            connection.stop_writing = _watch(connection.sock, True, lambda: self._on_writable(connection))
-
-    def _on_writable(self, connection):
-        self._mark(connection)
-        self._flush()
-        if not connection.unsent:
-            connection.stop_writing = None
-        return connection.unsent
+        if connection.unsent:
+            _watch(connection.sock, connection, _READ | _WRITE)
 
     # Puts what waits in the queue into stage[at:], as much as fits and the window allows.
     def _fill(self, connection, session, at):
