@@ -36,7 +36,7 @@ PROGRAM = """\
 import asyncio, gc, sys
 sys.path.insert(0, sys.argv[1])
 import midge_broker
-broker = midge_broker.Broker(0, "127.0.0.1", max_clients=int(sys.argv[2]))
+broker = midge_broker.Broker(0, "127.0.0.1", max_clients=int(sys.argv[2]), store=(sys.argv[4:] or [None])[0])
 last = [0, 0]
 def measure(topic, payload, retained):
     heap = gc.mem_alloc()
@@ -212,8 +212,8 @@ def compile_to(folder: Path, files: tuple[str, ...] = FILES) -> str:
     return ", ".join(sizes)
 
 
-def start_board(program: Path, modules: Path, heap: str, clients: int, mode: str = "run") -> Broker:
-    command = [micropython(), "-X", f"heapsize={heap}", program, modules, str(clients), mode]
+def start_board(program: Path, modules: Path, heap: str, clients: int, mode: str = "run", *store: Path) -> Broker:
+    command = [micropython(), "-X", f"heapsize={heap}", program, modules, str(clients), mode, *store]
     return Broker("midge (board)", command)
 
 
@@ -254,10 +254,10 @@ def publish(topic: str, qos: int, packet_id: int = 0) -> bytes:
 class Client:
     """A connection that sends and takes messages of one size; counts what comes."""
 
-    def __init__(self, port: int, name: str):
+    def __init__(self, port: int, name: str, clean: bool = True):
         self.socket = socket.create_connection(("127.0.0.1", port), IDLE_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket.sendall(bytes((0x10, 12 + len(name))) + text("MQTT") + b"\x04\x02\x00\x00" + text(name))
+        self.socket.sendall(bytes((0x10, 12 + len(name))) + text("MQTT") + b"\x04" + bytes((clean << 1, 0, 0)) + text(name))
         self._expect(4)
         self._rest = b""
         self._unsent = b""
@@ -378,10 +378,10 @@ def one_to_many(broker: Broker, receivers: int, qos: int, messages: int) -> tupl
     return delivered / took_s, cpu_s / delivered * 1e6
 
 
-def pairs(broker: Broker, clients: int, messages: int, window: int) -> None:
+def pairs(broker: Broker, clients: int, messages: int, window: int, clean: bool) -> None:
     """Half of the clients publish to the other half at QoS 1; RuntimeError if a message is lost."""
-    publishers = [Client(broker.port, f"publisher{n}") for n in range(clients // 2)]
-    subscribers = [Client(broker.port, f"subscriber{n}") for n in range(clients // 2)]
+    publishers = [Client(broker.port, f"publisher{n}", clean) for n in range(clients // 2)]
+    subscribers = [Client(broker.port, f"subscriber{n}", clean) for n in range(clients // 2)]
     for number, subscriber in enumerate(subscribers):
         subscriber.subscribe(f"room/{number}", 1)
     each = messages // len(publishers)
@@ -402,9 +402,12 @@ def pairs(broker: Broker, clients: int, messages: int, window: int) -> None:
 
 
 def serves(program: Path, modules: Path, heap_kb: int, clients: int, messages: int, window: int) -> bool:
+    has_store = (modules / "midge_broker_store.mpy").exists()  # then the sessions are persistent, too
+    journal = modules / "journal"
+    journal.unlink(missing_ok=True)
     try:
-        with start_board(program, modules, f"{heap_kb}k", clients) as broker:
-            pairs(broker, clients, messages, window)
+        with start_board(program, modules, f"{heap_kb}k", clients, "run", *[journal] * has_store) as broker:
+            pairs(broker, clients, messages, window, not has_store)
             return broker.process.poll() is None
     except (RuntimeError, OSError, SystemExit):
         return False
@@ -424,7 +427,7 @@ def smallest_heap_kb(program: Path, modules: Path, clients: int, messages: int, 
 
 
 def heaps(program: Path, folder: Path, messages: int) -> Iterator[tuple[str, ...]]:
-    for label, files in (("3.1.1", FILES[:1]), ("3.1.1, 5.0", FILES[:2])):
+    for label, files in (("3.1.1", FILES[:1]), ("3.1.1, 5.0", FILES[:2]), ("3.1.1, 5.0, store", FILES)):
         modules = folder / label.replace(", ", "-")
         compile_to(modules, files)
         for window in (1, 10):

@@ -418,16 +418,6 @@ class _Connection:
 
 
 class Broker:
-    uptime_s = 0  # with a store: of all starts together
-    _began_s = 0  # ... before this one
-    _ms = 0  # of the second that has begun
-    _log_lines = 0  # in this second
-    _queued_bytes = 0  # of all sessions
-    _retained_bytes = 0
-    _listener = None  # set by listen(), cleared by close()
-    _behind = None  # a session that fell behind in this _publish
-    _store = None
-
     # auth(client_id: str, user: str | None, password: bytes | None) -> bool
     # allow(client_id: str, topic: str, write: bool) -> bool; asked for a filter when it is subscribed to, and for
     #     each topic that is sent because of it
@@ -489,6 +479,17 @@ class Broker:
         self._stage = bytearray(self.max_packet + 64)  # outgoing packets are put together here
         self._stage_view = memoryview(self._stage)
         self._counts = [0] * 11
+        # All attributes are made now: one more, and the dict of a full object grows, for which there may be no memory.
+        self.uptime_s = 0  # with a store: of all starts together
+        self._began_s = 0  # ... before this one
+        self._ms = 0  # of the second that has begun
+        self._tick_ms = _ticks_ms()
+        self._log_lines = 0  # in this second
+        self._queued_bytes = 0  # of all sessions
+        self._retained_bytes = 0
+        self._listener = None  # set by listen(), cleared by close()
+        self._behind = None  # a session that fell behind in this _publish
+        self._store = None
         if store:
             import midge_broker_store
 
@@ -524,8 +525,8 @@ class Broker:
 
     def listen(self):
         while not self._listener:
-            # A board's socket can't tell which port it was given: for 0 we choose one ourselves.
-            port = self.port or 49152 + (int.from_bytes(os.urandom(2), "big") & 0x3FFF)
+            # A board's socket can't tell which port it was given: for 0 we choose one ourselves, another each millisecond.
+            port = self.port or 49152 + (_ticks_ms() & 0x3FFF)
             sock = socket.socket()
             try:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -544,11 +545,13 @@ class Broker:
     async def run(self):
         self.listen()
         _watch(self._listener, self, _READ)
-        self._tick_ms = _ticks_ms()
         try:
             while self._listener:
                 await asyncio.sleep(1)
-                self._call(self._tick)
+                try:
+                    self._call(Broker._tick, self)
+                except MemoryError:  # what it calls for help needs some, too
+                    gc.collect()
         finally:
             self.close()
 
@@ -1336,7 +1339,10 @@ class Broker:
             _v5.connack(self, connection, None if client_id else given)
         if session is None:
             session = sessions[given] = _Session(given, clean)
-        if self._store and not clean and not (session.number and session.expiry_s == connection.expiry_s):
+        # The record takes back the one of a will that waits, too.
+        if self._store and not clean and (
+            not session.number or session.will or session.expiry_s != connection.expiry_s
+        ):
             self._store.session(session, connection.expiry_s)
         session.clean = clean
         session.expiry_s = connection.expiry_s
@@ -1439,7 +1445,7 @@ class Broker:
 
 
 def main(arguments):
-    broker = Broker(int(arguments[0]), arguments[1] if len(arguments) > 1 else "127.0.0.1")
+    broker = Broker(int(arguments[0]), (arguments + ["127.0.0.1"])[1])
     broker.listen()
     print("listening on mqtt://%s:%d" % (broker.bind, broker.port))
     if not _MICROPYTHON:  # MicroPython knows no signal but Ctrl-C, and doesn't buffer its output

@@ -45,6 +45,7 @@ _TAKEN = const(8)
 _FREED = const(9)
 _CLOCK = const(10)
 _SAME = const(11)  # an entry with the message of another entry
+_WILL = const(12)
 
 _DUP = const(0x80000)  # as in midge_broker.py
 _ENTRY_BYTES = const(32)
@@ -149,6 +150,13 @@ class Store:
 
     def unsubscribed(self, session, topic_filter):
         self._record(bytes((_UNSUBSCRIBED,)) + _bytes(session.number, 2) + topic_filter.encode())
+
+    # It waits for its delay to pass, until the session's next record (MQTT 5.0 §3.1.3.2.2).
+    def will(self, session):
+        message, retain, ends_at = session.will
+        self._record(
+            bytes((_WILL,)) + _bytes(session.number, 2) + bytes((1 if retain else 0,)) + _bytes(ends_at, 4), message
+        )
 
     # The message that is being routed has come into a queue.
     def target(self, number, meta):
@@ -263,6 +271,8 @@ class Store:
             if not number:
                 continue
             self.session(session, session.expiry_s)
+            if session.will:
+                self.will(session)
             for topic_filter in session.subscriptions:
                 self.subscribed(session, topic_filter, session.subscriptions[topic_filter])
             for packet_id in session.received:
@@ -357,11 +367,15 @@ class Store:
                 session = sessions[number] = broker._sessions[client_id] = make_session(client_id, False)
             expiry_s = _integer(body, 3, 4)
             session.expiry_s = -1 if expiry_s == 0xFFFFFFFF else expiry_s
+            session.will = None
         if session is None:
             return
         packet_id = _integer(body, 3, 2)
         if kind == _GONE:
             self._forget(sessions.pop(number))
+        elif kind == _WILL:
+            session.will = body[8:], body[3], _integer(body, 4, 4)
+            session.will[0][2 + _integer(body, 8, 2)] = 0  # in no queue yet
         elif kind == _SUBSCRIBED:
             session.subscriptions[str(body[4:], "utf-8")] = body[3]
         elif kind == _UNSUBSCRIBED:

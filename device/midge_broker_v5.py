@@ -403,6 +403,8 @@ def leave(broker, connection, session):
         if connection.will_delay_s:
             session.will = (will, connection.will_retain, now(broker) + connection.will_delay_s * 16 + 1)
             connection.will = None
+            if session.number:
+                broker._store.will(session)
     session.ends_at = now(broker) + session.expiry_s * 16 + 1 if session.expiry_s > 0 else 0
 
 
@@ -422,3 +424,5 @@ def tick(broker):
             will = session.will
             session.will = None
             broker._call(broker._publish_message, *will[:2])
+            if session.number:
+                broker._store.session(session, session.expiry_s)

@@ -3,6 +3,7 @@
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,43 @@ def test_what_a_5_0_message_carries_survives_a_kill_and_so_does_its_end(tmp_path
                 left_s = int.from_bytes(received[1][9:13], "big")
                 assert 0 < left_s <= 1000
                 wire.until_ping()
+
+
+def test_a_will_that_waits_survives_a_kill_and_comes_once_unless_its_client_is_back(tmp_path: Path):
+    store = tmp_path / "journal"
+
+    def begin(port: int, client_id: str) -> Wire:
+        will = b"\x05\x18\x00\x00\x00\x02" + text("wills") + text(b"end of " + client_id.encode())  # after 2 s
+        flags = b"\x05\x0c\x00\x00\x05\x11\x00\x00\x03\xe8"  # will at QoS 1, session expiry 1000 s
+        wire = Wire(port, packet(0x10, text("MQTT") + flags + text(client_id) + will))
+        wire.receive()
+        return wire
+
+    with start("micropython", store=store) as broker:
+        subscriber(broker.port, "s", ("wills", 1), clean=False).leave()
+        for name in ("back", "gone"):
+            begin(broker.port, name).abort()
+        with begin(broker.port, "back") as wire:
+            wire.send(b"\xe0\x00")
+            wire.expect_close()
+        while b"end of gone" not in store.read_bytes():
+            time.sleep(0.02)
+        broker.kill()
+    for _ in range(2):  # each start compacts the journal
+        with start("micropython", store=store) as broker:
+            broker.kill()
+    assert b"end of gone" in store.read_bytes() and b"end of back" not in store.read_bytes()
+    with start("micropython", store=store) as broker, back(broker.port, "s") as wire:
+        assert [(m.topic, m.payload, m.qos) for m in wire.messages(1)] == [("wills", b"end of gone", 1)]
+        broker.kill()
+    with start("micropython", store=store) as broker, back(broker.port, "s") as wire:
+        will = wire.messages(1)[0]  # sent again, since it wasn't acknowledged
+        assert will.payload == b"end of gone" and will.dup
+        wire.send(puback(will.packet_id))
+        wire.expect_silence()
+        broker.kill()
+    with start("micropython", store=store):
+        assert b"end of" not in store.read_bytes()
 
 
 def test_packet_identifiers_go_on_where_they_were(interpreter: str, tmp_path: Path):
