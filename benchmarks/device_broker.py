@@ -257,7 +257,8 @@ class Client:
     def __init__(self, port: int, name: str, clean: bool = True):
         self.socket = socket.create_connection(("127.0.0.1", port), IDLE_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket.sendall(bytes((0x10, 12 + len(name))) + text("MQTT") + b"\x04" + bytes((clean << 1, 0, 0)) + text(name))
+        connect = text("MQTT") + bytes((4, clean << 1, 0, 0)) + text(name)
+        self.socket.sendall(bytes((0x10, len(connect))) + connect)
         self._expect(4)
         self._rest = b""
         self._unsent = b""

@@ -525,7 +525,7 @@ class Broker:
 
     def listen(self):
         while not self._listener:
-            # A board's socket can't tell which port it was given: for 0 we choose one ourselves, another each millisecond.
+            # A board's socket can't tell which port it was given: for 0 we choose one, another each ms.
             port = self.port or 49152 + (_ticks_ms() & 0x3FFF)
             sock = socket.socket()
             try:
@@ -1445,7 +1445,7 @@ class Broker:
 
 
 def main(arguments):
-    broker = Broker(int(arguments[0]), (arguments + ["127.0.0.1"])[1])
+    broker = Broker(int(arguments[0]), (arguments + ["127.0.0.1"])[1])  # noqa: RUF005 - smaller so
     broker.listen()
     print("listening on mqtt://%s:%d" % (broker.bind, broker.port))
     if not _MICROPYTHON:  # MicroPython knows no signal but Ctrl-C, and doesn't buffer its output

@@ -5,6 +5,7 @@
 
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -155,8 +156,9 @@ def test_only_the_broker_publishes_below_sys(port: int):
 # -- 5.0 --
 
 
-def connect_5(client_id: str, properties: bytes = b"") -> bytes:
-    return packet(0x10, text("MQTT") + b"\x05\x02\x00\x00" + bytes((len(properties),)) + properties + text(client_id))
+def connect_5(client_id: str, properties: bytes = b"", clean: bool = True) -> bytes:
+    flags = bytes((5, 2 if clean else 0, 0, 0, len(properties)))
+    return packet(0x10, text("MQTT") + flags + properties + text(client_id))
 
 
 def test_a_client_of_5_0_and_one_of_3_1_1_understand_each_other(port: int):
@@ -172,6 +174,44 @@ def test_a_client_of_5_0_and_one_of_3_1_1_understand_each_other(port: int):
         assert old.messages(1) == [Message("v/x", b"payload", 1, 1)]
         old.send(publish("v/y", b"from 3.1.1"))
         new.expect(packet(0x30, text("v/y") + b"\x00from 3.1.1"))
+
+
+def test_will_delay_and_expiry_of_messages_and_sessions_are_right_across_the_clock_s_wrap_around():
+    def seconds(name: int, value: int) -> bytes:
+        return bytes((name,)) + value.to_bytes(4, "big")
+
+    with start("micropython", "broker_wrapping_clock.py") as broker:  # it wraps one second after its start
+        for name, expiry_s in (("brief", 2), ("lasting", 1000)):
+            with Wire(broker.port, connect_5(name, seconds(0x11, expiry_s))) as wire:
+                wire.receive()
+                wire.send(packet(0x82, b"\x00\x01\x00" + text("t") + b"\x01"))
+                wire.receive()
+        with Wire(broker.port, connect_5("p")) as sender:
+            sender.receive()
+            for packet_id, expiry_s in ((1, 2), (2, 1000)):
+                properties = b"\x05" + seconds(0x02, expiry_s)
+                sender.send(packet(0x32, text("t") + bytes((0, packet_id)) + properties + b"%d" % expiry_s))
+            sender.expect(puback(1), puback(2))
+        with subscriber(broker.port, "s", ("wills", 0)) as watcher:
+            begin = time.monotonic()
+            will = b"\x05" + seconds(0x18, 4) + text("wills") + text(b"gone")
+            wire = Wire(broker.port, packet(0x10, text("MQTT") + b"\x05\x06\x00\x00\x05" + seconds(0x11, 1000)
+                                            + text("w") + will))
+            wire.receive()
+            wire.abort()
+            watcher.expect_silence()
+            assert watcher.messages(1)[0].payload == b"gone"
+            assert 4 <= time.monotonic() - begin < 15  # once a second it looks; the rest is for a busy machine
+        for name, is_present in (("brief", 0), ("lasting", 1)):
+            with Wire(broker.port, connect_5(name, seconds(0x11, 1000), clean=False)) as wire:
+                assert wire.receive()[2] == is_present
+                received = [data for data in wire.until_ping() if data[0] >> 4 == 3]
+                if is_present:  # ... but the message of two seconds
+                    assert len(received) == 1 and received[0].endswith(b"1000")
+                    assert 900 < int.from_bytes(received[0][9:13], "big") < 1000
+                else:
+                    assert not received
+        assert sys_value(broker.port, "messages/dropped/expired") == 1
 
 
 def test_without_its_file_clients_of_5_0_are_told_to_speak_3_1_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
