@@ -154,6 +154,7 @@ class Store:
     # It waits for its delay to pass, until the session's next record (MQTT 5.0 §3.1.3.2.2).
     def will(self, session):
         message, retain, ends_at = session.will
+        self._clock_s = -_CLOCK_INTERVAL_S
         self._record(
             bytes((_WILL,)) + _bytes(session.number, 2) + bytes((1 if retain else 0,)) + _bytes(ends_at, 4), message
         )
@@ -173,6 +174,8 @@ class Store:
         taken = self._taken
         if targets or is_retained:
             self.messages += 1
+            if message[3 + _integer(message, 0, 2)] & 8:
+                self._clock_s = -_CLOCK_INTERVAL_S  # it ends at a time: the clock is written with it
             head = bytes((_MESSAGE, (1 if is_retained else 0) | (2 if taken else 0))) + _bytes(len(targets) // 5, 2)
             self._record(head + targets + taken, message)
         elif taken:
@@ -351,7 +354,8 @@ class Store:
         broker = self._broker
         kind = body[0]
         if kind == _CLOCK:
-            broker.uptime_s = _integer(body, 1, 4)
+            # What is left of that second counts as passed: nothing gets more time than it was given [MQTT-3.3.2-6].
+            broker.uptime_s = _integer(body, 1, 4) + 1
             return
         if kind == _MESSAGE:
             self._apply_message(body, sessions)
