@@ -11,8 +11,11 @@ COMMANDS = {
     "broker": "run the broker on this machine",
     "pub": "publish messages (options as mosquitto_pub's)",
     "sub": "subscribe and print what arrives (options as mosquitto_sub's)",
+    "rr": "ask, and wait for the answer (options as mosquitto_rr's)",
+    "serve": "answer requests with what a command prints",
     "passwd": "manage a password file (options as mosquitto_passwd's)",
     "bridge": "turn Mosquitto's bridges into ours (midge bridge import mosquitto.conf)",
+    "completion": "make the shell's Tab key know all this (midge completion bash)",
     "find": "list the brokers on the network and the boards on USB",
     "demo": "run the whole thing here: a broker, three simulated boards and what they say",
 }
@@ -40,6 +43,10 @@ _EXIT_BROKEN_PIPE = 141
 def main(argv: list[str] | None = None) -> int:
     """Runs `midge ARGV` and returns its exit code; 2 is a command line that names no command of ours."""
     argv = sys.argv[1:] if argv is None else argv
+    if "_ARGCOMPLETE" in os.environ:
+        from midge.cli.completion import complete
+
+        complete()
     name = argv[0] if argv else "--help"
     if name in ("--help", "-h", "help"):
         print(_help())
@@ -70,5 +77,5 @@ def _run(name: str, argv: list[str]) -> int:
 
 
 def _help() -> str:
-    commands = "\n".join(f"  {name:8} {text}" for name, text in COMMANDS.items())
+    commands = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
     return _HELP.format(commands=commands)

@@ -2,6 +2,7 @@
 Knows nothing of what is published or printed. One thread: `step` waits for the socket and calls back.
 """
 
+import importlib
 import os
 import select
 import socket
@@ -10,19 +11,36 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-
-from paho.mqtt import MQTTException
-from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
+from types import ModuleType
 
 from midge.cli.options import Options, UsageError
+
+
+def _import_lean() -> None:
+    """Has paho left without what only its proxies need: that was a third of our start. --proxy puts it back."""
+    hidden = {"urllib.request": ModuleType("urllib.request"), "socks": None}
+    before = {name: sys.modules.get(name, sys) for name in hidden}  # sys: wasn't there
+    sys.modules.update(hidden)  # type: ignore[arg-type]  # None: who imports it gets an ImportError
+    importlib.import_module("paho.mqtt.client")
+    for name, module in before.items():
+        del sys.modules[name]
+        if module is not sys:
+            sys.modules[name] = module
+
+
+_import_lean()
+
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags  # noqa: E402
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion  # noqa: E402
+from paho.mqtt.properties import Properties  # noqa: E402
+from paho.mqtt.reasoncodes import ReasonCode  # noqa: E402
+
+from midge.cli.packet_properties import connect_properties, make_properties, new_properties  # noqa: E402
 
 # Exit codes of mosquitto's tools (the MOSQ_ERR_* numbers of mosquitto.h).
 EXIT_ERROR = 1
 EXIT_CONNECTION_LOST = 7
+EXIT_TLS = 8
 
 _RECONNECT_DELAY_S = 1.0  # mosquitto_sub's
 _CLOSE_DEADLINE_S = 1.0  # a broker closes at once after DISCONNECT, MQTT 3.1.1 §3.14.4
@@ -36,24 +54,6 @@ _CONNACK_3 = {
     134: (4, "bad user name or password"),
     135: (5, "not authorised"),
 }
-
-_PACKET_TYPES = {
-    "connect": PacketTypes.CONNECT,
-    "publish": PacketTypes.PUBLISH,
-    "subscribe": PacketTypes.SUBSCRIBE,
-    "unsubscribe": PacketTypes.UNSUBSCRIBE,
-    "disconnect": PacketTypes.DISCONNECT,
-    "will": PacketTypes.WILLMESSAGE,
-}
-
-# paho's names of the integers among the property types, MQTT 5.0 §1.5.
-_INTEGER_MOST = {
-    "Byte": 0xFF,
-    "Two Byte Integer": 0xFFFF,
-    "Four Byte Integer": 0xFFFF_FFFF,
-    "Variable Byte Integer": 268_435_455,
-}
-
 
 class Failure(Exception):
     """Ends the tool with this exit code and this text on stderr."""
@@ -74,7 +74,7 @@ class Connection:
         self.closing = False  # set by `close`: we wanted the end
         self.on_ready: Callable[[], None] = lambda: None
         self._failure: Failure | None = None  # set in callbacks, raised by `step`
-        self._connect_properties = _connect_properties(options)
+        self._connect_properties = connect_properties(options)
         self._disconnect_properties = make_properties(options, "disconnect")
         self.client = _make_client(options)
         self.client.on_connect = self._on_connect
@@ -90,12 +90,21 @@ class Connection:
         if not self.options.quiet:
             print(text, file=sys.stderr, flush=True)
 
+    def fail(self, failure: Failure) -> None:
+        """From a callback: the next `step` raises it."""
+        self._failure = failure
+
+    def receive_at_most(self, count: int) -> None:
+        """Before `open`: how many unacknowledged messages the broker may have on their way to us (MQTT 5.0)."""
+        self._connect_properties = self._connect_properties or new_properties("connect")
+        self._connect_properties.ReceiveMaximum = count
+
     def open(self) -> None:
         """Opens the socket and sends CONNECT; `Failure` says what to do if there is no broker."""
         options = self.options
         connect = partial(
             self.client.connect,
-            options.host,
+            options.unix_path or options.host,
             options.port,
             options.keep_alive_s,
             bind_address=options.bind_address,
@@ -106,7 +115,14 @@ class Connection:
             else:
                 connect()
         except (OSError, ValueError) as error:
-            raise Failure(EXIT_ERROR, f"Error: {explain(error, options)}") from None
+            code = EXIT_TLS if isinstance(error, ssl.SSLError) else EXIT_ERROR
+            raise Failure(code, f"Error: {explain(error, options)}") from None
+        self._set_no_delay()
+
+    def _set_no_delay(self) -> None:
+        sock = self.client.socket()
+        if self.options.no_delay and isinstance(sock, socket.socket) and self.options.unix_path is None:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def step(self, timeout_s: float, extra_fd: int | None = None) -> bool:
         """Waits at most `timeout_s` for the socket and handles what came. True if `extra_fd` is readable."""
@@ -151,6 +167,7 @@ class Connection:
             except (OSError, ValueError) as error:
                 self.debug(f"can't reconnect: {explain(error, self.options)}")
                 continue
+            self._set_no_delay()
             self.closed = False
             return
 
@@ -214,7 +231,9 @@ def refusal(reason: ReasonCode, protocol_level: int) -> Failure:
 
 def explain(error: OSError | ValueError, options: Options) -> str:
     """An error of connecting, in words that say what to do."""
-    where = f"{options.host}:{options.port}"
+    where = options.unix_path or f"{options.host}:{options.port}"
+    if isinstance(error, FileNotFoundError) and options.unix_path:
+        return f"no socket {where}: is the broker running, and does it listen there?"
     if isinstance(error, ConnectionRefusedError):
         return f"connection refused by {where}: is the broker running? start one with: midge broker"
     if isinstance(error, socket.gaierror):
@@ -231,56 +250,6 @@ def explain(error: OSError | ValueError, options: Options) -> str:
     return f"can't connect to {where}: {error}"
 
 
-def make_properties(options: Options, command: str) -> Properties | None:
-    """The -D properties for one packet type; None if there are none. Raises `UsageError`."""
-    chosen = [(identifier, values) for name, identifier, values in options.properties if name == command]
-    if not chosen:
-        return None
-    properties: Properties = Properties(_PACKET_TYPES[command])  # type: ignore[no-untyped-call]
-    for identifier, values in chosen:
-        name = "".join(word.capitalize() for word in identifier.split("-")).replace("Qos", "QoS")
-        try:
-            setattr(properties, name, _property_value(properties, name, values))
-        except (MQTTException, ValueError, KeyError) as error:
-            given = " ".join((command, identifier, *values))
-            raise UsageError(f"Invalid --property {given}: {error}") from None
-    return properties
-
-
-def _property_value(properties: Properties, name: str, values: tuple[str, ...]) -> object:
-    if name == "TopicAliasMaximum":
-        raise UsageError("topic-alias-maximum isn't there: midge sub doesn't resolve aliases.")
-    spaced = {spaced.replace(" ", ""): spaced for spaced in properties.names}
-    if name not in spaced:
-        raise UsageError("Invalid property name given in --property argument.")
-    kind = properties.types[properties.properties[properties.names[spaced[name]]][0]]
-    if kind == "UTF-8 String Pair":
-        return values
-    if kind == "UTF-8 Encoded String":
-        return values[0]
-    if kind == "Binary Data":
-        return os.fsencode(values[0])
-    number = int(values[0])
-    most = _INTEGER_MOST[kind]
-    if not 0 <= number <= most:
-        raise ValueError(f"not within 0 and {most}")
-    return number
-
-
-def _connect_properties(options: Options) -> Properties | None:
-    if options.protocol_level != 5:
-        return None
-    properties = make_properties(options, "connect")
-    expiry_s = options.session_expiry_s
-    if expiry_s is None and not options.clean_start:
-        expiry_s = 0xFFFF_FFFF  # -c without -x: for ever, as with mosquitto's tools
-    if expiry_s is None or hasattr(properties, "SessionExpiryInterval"):
-        return properties
-    properties = properties or Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-    properties.SessionExpiryInterval = expiry_s
-    return properties
-
-
 def _make_client(options: Options) -> Client:
     if options.id_prefix:
         options.client_id = f"{options.id_prefix}{os.getpid()}"
@@ -295,8 +264,9 @@ def _make_client(options: Options) -> Client:
         protocol=MQTTProtocolVersion(options.protocol_level),
         reconnect_on_failure=False,
         manual_ack=True,
+        transport="tcp" if options.unix_path is None else "unix",
     )
-    if options.username is not None:
+    if options.username is not None or options.password is not None:
         client.username_pw_set(options.username, options.password)
     if options.will_topic is not None:
         client.will_set(
@@ -306,15 +276,39 @@ def _make_client(options: Options) -> Client:
             options.will_retain,
             make_properties(options, "will"),
         )
-    if options.cafile is not None:
-        _turn_tls_on(client, options)
+    if options.is_tls:
+        from midge.cli.tls_context import make_context
+
+        client.tls_set_context(make_context(options))
+    if options.proxy is not None:
+        _use_proxy(client, options.proxy)
+    if options.in_flight_max:
+        client.max_inflight_messages_set(options.in_flight_max)
     return client
 
 
-def _turn_tls_on(client: Client, options: Options) -> None:
+def _use_proxy(client: Client, url: str) -> None:
     try:
-        client.tls_set(options.cafile, options.certfile, options.keyfile)
-    except (OSError, ValueError) as error:
-        files = ", ".join(name for name in (options.cafile, options.certfile, options.keyfile) if name)
-        raise UsageError(f"Problem setting TLS options from {files}: {error}") from None
-    client.tls_insecure_set(options.insecure)
+        import socks  # PySocks, which paho calls
+    except ImportError:
+        raise UsageError("--proxy needs PySocks: pip install 'midge[tools]'") from None
+    from urllib.parse import unquote, urlsplit
+
+    import paho.mqtt.client
+
+    paho.mqtt.client.socks = socks  # type: ignore[attr-defined]  # `_import_lean` kept it away
+    parts = urlsplit(url)
+    try:
+        port = parts.port or 1080
+    except ValueError:
+        raise UsageError(f"Invalid proxy port in {url}") from None
+    if not parts.hostname:
+        raise UsageError(f"Invalid proxy: {url}")
+    client.proxy_set(
+        proxy_type=socks.SOCKS5,
+        proxy_addr=parts.hostname,
+        proxy_port=port,
+        proxy_rdns=True,  # socks5h: the proxy resolves the broker's name
+        proxy_username=unquote(parts.username) if parts.username else None,
+        proxy_password=unquote(parts.password) if parts.password else None,
+    )

@@ -91,14 +91,18 @@ class Demo:
     processes: list[Process] = field(default_factory=list)
 
 
-def run(argv: list[str]) -> int:
-    """0: interrupted, or with --seconds: messages went both ways. 1: they didn't, or something died."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="midge demo", description="The broker, a bridge and four boards.")
     parser.add_argument("--seconds", type=float, metavar="N", help="end after N seconds and check the result")
     parser.add_argument(
         "--port", type=int, default=0, help="of the broker (1883 if it is free, else another)"
     )
-    options = parser.parse_args(argv)
+    return parser
+
+
+def run(argv: list[str]) -> int:
+    """0: interrupted, or with --seconds: messages went both ways. 1: they didn't, or something died."""
+    options = _parser().parse_args(argv)
     goals = [
         Goal("sensor", "interval", ("2", "1"), "hub/"),
         Goal("controller", "led", ("on", "off"), "hub/"),

@@ -1,33 +1,47 @@
-"""How `midge sub` prints a message: payload, `-v`, or the `-F` format string of mosquitto_sub.
+"""How `midge sub` prints a message: payload, `-v`, JSON, or the `-F` format string of mosquitto_sub.
 Knows nothing of connections; a format is read once and then applied to each message.
 """
 
+import base64
 import json
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import Any
 
 from midge.cli.options import UsageError
 
+Property = int | str | bytes | list[int] | list[tuple[str, str]]
 
-@dataclass(slots=True)
+
 class Message:
-    """What there is to print. `properties` has the identifiers of MQTT 5.0 as mosquitto spells them."""
+    """What there is to print. `properties` has mosquitto's names, in the order in which they came;
+    "user-properties" are pairs, "subscription-identifier" is a list."""
 
-    topic: str
-    payload: bytes
-    qos: int = 0
-    retain: bool = False
-    packet_id: int = 0
-    properties: dict[str, int | str | bytes] = field(default_factory=dict)
-    user_properties: list[tuple[str, str]] = field(default_factory=list)
-    time_ns: int = 0
+    __slots__ = ("packet_id", "payload", "properties", "qos", "retain", "time_ns", "topic")
+
+    def __init__(
+        self,
+        topic: str,
+        payload: bytes,
+        qos: int = 0,
+        retain: bool = False,
+        packet_id: int = 0,
+        properties: dict[str, Property] | None = None,
+        time_ns: int = 0,
+    ) -> None:
+        self.topic = topic
+        self.payload = payload
+        self.qos = qos
+        self.retain = retain
+        self.packet_id = packet_id
+        self.properties = properties or {}
+        self.time_ns = time_ns
 
 
 Part = Callable[[Message], bytes]
 
-_SPECIFIER = re.compile(r"%([0-]*)(\d*)(?:\.(\d+))?(.?)", re.DOTALL)
+_SPECIFIER = re.compile(r"%([0-]?)(\d*)(?:\.(\d*))?(.?)", re.DOTALL)
 _ESCAPES = {
     "\\": b"\\",
     "0": b"\0",
@@ -49,7 +63,7 @@ def topic_and_payload(message: Message) -> bytes:
     return message.topic.encode() + b" " + (message.payload or b"(null)")
 
 
-def compile_format(text: str) -> Part:
+def compile_format(text: str, is_pretty: bool = False) -> Part:
     """A printer for the format string `text`; `UsageError` names what it doesn't understand."""
     parts: list[Part] = []
     at = 0
@@ -59,7 +73,7 @@ def compile_format(text: str) -> Part:
             match = _SPECIFIER.match(text, at)
             if match is None or not match[4]:
                 raise UsageError("Incomplete format specifier.")
-            parts.append(_specifier(match[1], match[2], match[3], match[4]))
+            parts.append(_specifier(match, is_pretty))
             at = match.end()
             continue
         if character in "@\\":
@@ -72,7 +86,20 @@ def compile_format(text: str) -> Part:
         end = min((i for i in (text.find(c, at) for c in "%@\\") if i >= 0), default=len(text))
         parts.append(_literal(text[at:end].encode("utf-8", "surrogateescape")))
         at = end
-    return lambda message: b"".join([part(message) for part in parts])
+    return lambda message: _join(parts, message)
+
+
+def _join(parts: list[Part], message: Message) -> bytes:
+    line, error = [], None
+    for part in parts:
+        try:
+            line.append(part(message))
+        except FormatError as problem:
+            error = problem
+    if error is not None:
+        error.line = b"".join(line)
+        raise error
+    return b"".join(line)
 
 
 def _literal(data: bytes) -> Part:
@@ -97,23 +124,40 @@ def _local(message: Message) -> time.struct_time:
     return time.localtime(message.time_ns // 1_000_000_000)
 
 
-def _specifier(flags: str, width: str, precision: str | None, letter: str) -> Part:
+def _specifier(match: re.Match[str], is_pretty: bool) -> Part:
+    flag, width, precision, letter = match.groups()
     if letter == "%":
         return _literal(b"%")
+    if letter in "jJ":
+        json_of = _json_quoted if letter == "j" else _json_plain
+        return lambda message: _to_text(json_of(message), is_pretty)
     field_of = _FIELDS.get(letter)
     if field_of is None:
         raise UsageError(f"Invalid format specifier '{letter}'.")
-    least, most = int(width or 0), None if precision is None else int(precision)
+    if letter in _WITHOUT_WIDTH:
+        return field_of
+    least, most = int(width or 0), None
+    if precision is not None and letter in "CIRt":
+        most = int(precision or 0)
+    pad = b"0" if flag == "0" and letter in "AEFlmpSXx" else b" "
 
     def part(message: Message) -> bytes:
         data = field_of(message)
-        if most is not None and letter in "CIRt":
-            data = data[:most]
-        if "-" in flags:
-            return data.ljust(least)
-        return data.rjust(least, b"0" if "0" in flags and letter in "AEFlmSXx" else b" ")
+        if letter == "R" and not data:
+            return b""  # sic: no blanks where there is no response topic
+        if least and letter in "pxX":
+            # Sic: mosquitto_sub takes the width of a payload for its limit too, and of hexadecimal digits the half.
+            data = data[: least if letter == "p" else min(least, len(data) // 2) // 2 * 2]
+        data = data[:most]
+        if flag != "-":
+            return data.rjust(least, pad)
+        return data.ljust(least)
 
     return part
+
+
+# Fields that mosquitto_sub prints as they are, whatever width was given.
+_WITHOUT_WIDTH = "DPqrU"
 
 
 def _number(get: Callable[[Message], int]) -> Part:
@@ -123,13 +167,20 @@ def _number(get: Callable[[Message], int]) -> Part:
 def _property(name: str) -> Part:
     def part(message: Message) -> bytes:
         given = message.properties.get(name, b"")
+        if isinstance(given, list):
+            return b" ".join(str(each).encode() for each in given)
         return given if isinstance(given, bytes) else str(given).encode()
 
     return part
 
 
 def _user_properties(message: Message) -> bytes:
-    return " ".join(f"{name}:{value}" for name, value in message.user_properties).encode()
+    return " ".join(f"{name}:{value}" for name, value in user_properties(message)).encode()
+
+
+def user_properties(message: Message) -> list[tuple[str, str]]:
+    given: Any = message.properties.get("user-properties", [])
+    return list(given)
 
 
 def _iso_time(message: Message) -> bytes:
@@ -140,54 +191,102 @@ def _unix_time(message: Message) -> bytes:
     return b"%d.%09d" % divmod(message.time_ns, 1_000_000_000)
 
 
-def _json(message: Message, payload: str) -> bytes:
-    """The fields and their order are mosquitto_sub's. `payload` is JSON already."""
+# -- JSON: names may repeat among the user properties [MQTT-3.3.2.3.7], so an object is a list of pairs here --
+
+
+class _Object(list[tuple[str, object]]):
+    pass
+
+
+def _json(message: Message, payload: object) -> _Object:
+    """The fields and their order are mosquitto_sub's."""
     microseconds = message.time_ns // 1000 % 1_000_000
     local = _local(message)
     when = time.strftime("%Y-%m-%dT%H:%M:%S", local) + f".{microseconds:06d}" + time.strftime("%z", local)
-    fields = [("tst", _quote(when)), ("topic", _quote(message.topic)), ("qos", str(message.qos))]
-    fields += [("retain", str(int(message.retain))), ("payloadlen", str(len(message.payload)))]
+    fields = _Object([("tst", when), ("topic", message.topic), ("qos", message.qos)])
+    fields += [("retain", int(message.retain)), ("payloadlen", len(message.payload))]
     if message.qos:
-        fields.append(("mid", str(message.packet_id)))
-    properties = _json_properties(message)
-    if properties:
-        fields.append(("properties", properties))
-    return _object([*fields, ("payload", payload)]).encode()
+        fields.append(("mid", message.packet_id))
+    if message.properties:
+        fields.append(("properties", _json_properties(message)))
+    fields.append(("payload", payload))
+    return fields
 
 
-def _json_properties(message: Message) -> str:
-    fields = []
-    if message.user_properties:
-        # Names may repeat [MQTT-3.3.2.3.7], so this is no dict.
-        fields.append(("user-properties", _object([(k, _quote(v)) for k, v in message.user_properties])))
+def _json_properties(message: Message) -> _Object:
+    fields = _Object()
     for name, given in message.properties.items():
-        text = given.decode("utf-8", "replace") if isinstance(given, bytes) else given
-        fields.append((name, _quote(text)))
-    return _object(fields) if fields else ""
+        if name == "user-properties":
+            fields.append((name, _Object(user_properties(message))))
+        elif isinstance(given, list):
+            fields += [(name, each) for each in given]
+        else:
+            fields.append((name, given.decode("utf-8", "replace") if isinstance(given, bytes) else given))
+    return fields
 
 
-def _quote(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+def _json_quoted(message: Message) -> _Object:
+    return _json(message, message.payload.decode("utf-8", "replace") if message.payload else None)
 
 
-def _object(fields: list[tuple[str, str]]) -> str:
-    return "{" + ",".join(f"{_quote(name)}:{value}" for name, value in fields) + "}"
-
-
-def _json_quoted(message: Message) -> bytes:
-    return _json(message, _quote(message.payload.decode("utf-8", "replace")))
-
-
-def _json_plain(message: Message) -> bytes:
+def _json_plain(message: Message) -> _Object:
+    if not message.payload:
+        return _json(message, None)
     try:
-        payload = _quote(json.loads(message.payload))
+        payload = json.loads(message.payload, parse_float=_shortest, object_pairs_hook=_Object)
     except ValueError:
         raise FormatError(f"Message payload is not valid JSON on topic {message.topic}.") from None
     return _json(message, payload)
 
 
+def _shortest(text: str) -> float | int:
+    """1e3 is printed as 1000 and 2.50 as 2.5: mosquitto_sub's way."""
+    number = float(text)
+    return int(number) if number.is_integer() and abs(number) < 1e15 else number
+
+
+def _to_text(given: object, is_pretty: bool) -> bytes:
+    return _write(given, "\n" if is_pretty else "").encode()
+
+
+def _write(given: object, indent: str) -> str:
+    """JSON as cJSON prints it; *indent* is empty for the short form, else an end of line and the tabs so far."""
+    if isinstance(given, _Object):
+        deeper = indent and indent + "\t"
+        colon = ":\t" if indent else ":"
+        inside = ",".join(f"{deeper}{_quote(name)}{colon}{_write(each, deeper)}" for name, each in given)
+        return "{" + inside + indent + "}"
+    if isinstance(given, list):
+        return "[" + (", " if indent else ",").join(_write(each, indent) for each in given) + "]"
+    return _quote(given)
+
+
+def _quote(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def as_json(message: Message, is_pretty: bool = False) -> bytes:
+    """`--json`: what `midge pub --json` reads back without loss. A payload that isn't text is in base64."""
+    fields = _Object([("time", message.time_ns / 1e9), ("topic", message.topic)])
+    try:
+        fields.append(("payload", message.payload.decode()))
+    except UnicodeDecodeError:
+        fields.append(("payload_base64", base64.b64encode(message.payload).decode()))
+    fields += [("qos", message.qos), ("retain", message.retain)]
+    for name, given in message.properties.items():
+        if name == "correlation-data" and isinstance(given, bytes):
+            fields.append(("correlation-data_base64", base64.b64encode(given).decode()))
+        elif name == "user-properties":
+            fields.append((name, [list(pair) for pair in user_properties(message)]))
+        else:
+            fields.append((name, given))
+    return _to_text(fields, is_pretty)
+
+
 class FormatError(Exception):
-    """This message can't be printed in this format."""
+    """This message can't be printed in this format; `line` is what remains of it."""
+
+    line = b""
 
 
 _FIELDS: dict[str, Part] = {
@@ -197,8 +296,6 @@ _FIELDS: dict[str, Part] = {
     "E": _property("message-expiry-interval"),
     "F": _property("payload-format-indicator"),
     "I": _iso_time,
-    "j": _json_quoted,
-    "J": _json_plain,
     "l": _number(lambda message: len(message.payload)),
     "m": _number(lambda message: message.packet_id),
     "P": _user_properties,

@@ -14,7 +14,7 @@ def test_help_has_a_line_for_each_command_and_examples(capsys: pytest.CaptureFix
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     for name, text in COMMANDS.items():
-        assert f"{name:8} {text}" in out
+        assert f"{name:10} {text}" in out
     assert "midge sub -v -t '#'" in out
     assert "midge pub -t" in out
 

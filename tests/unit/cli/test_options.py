@@ -1,19 +1,30 @@
-"""The command line of `midge pub` and `midge sub`: what is accepted, what is refused and how it is told."""
+"""The command line of `midge pub`, `sub`, `rr` and `serve`: what is accepted, what is refused and how it is told."""
+
+import sys
+from pathlib import Path
 
 import pytest
 
-from midge.cli import pub, sub
-from midge.cli.options import UsageError, check, is_topic_filter, is_topic_name, parse
+from midge.cli import pub, rr, serve, sub
+from midge.cli.options import Options, UsageError, is_topic_filter, is_topic_name, parse
+from midge.cli.shared_options import check
 
 
-def _parse_pub(*argv: str) -> pub.Options:
-    options = parse(list(argv), pub.OPTIONS, ("connect", "publish", "disconnect", "will"))
+@pytest.fixture(autouse=True)
+def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where settings files are looked for: not the user's own."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    return tmp_path
+
+
+def _parse_pub(*argv: str) -> Options:
+    options = parse(list(argv), pub.OPTIONS, pub._COMMANDS, settings_of="pub")
     pub._check(options)
     return options
 
 
-def _parse_sub(*argv: str) -> sub.Options:
-    options = parse(list(argv), sub.OPTIONS, ("connect", "subscribe"))
+def _parse_sub(*argv: str) -> Options:
+    options = parse(list(argv), sub.OPTIONS, sub._COMMANDS)
     sub._check(options)
     return options
 
@@ -64,7 +75,7 @@ def test_properties_make_it_mqtt_5() -> None:
 
 @pytest.mark.parametrize("given", ["-1", "∞", "4294967295"])
 def test_session_expiry_may_be_for_ever(given: str) -> None:
-    assert _parse_sub("-t", "a", "-V", "5", "-x", given).session_expiry_s == 0xFFFF_FFFF
+    assert _parse_sub("-t", "a", "-V", "5", "-i", "me", "-x", given).session_expiry_s == 0xFFFF_FFFF
 
 
 PUB_ERRORS = [
@@ -80,7 +91,6 @@ PUB_ERRORS = [
     (["-t", "a", "-m", "x", "-p", "70000"], "Invalid port given: 70000"),
     (["-t", "a", "-m", "x", "-k", "2"], "between 5 and 65535"),
     (["-t", "a", "-m", "x", "-V", "4"], "Invalid protocol version '4': 31, 311 or 5"),
-    (["-t", "a", "-m", "x", "-x", "10"], "add -V 5"),
     (["-t", "a", "-m", "x", "-V", "5", "-x", "soon"], "'soon' isn't a number"),
     (["-t", "a", "-m", "x", "-c"], "You must provide a client id"),
     (["-t", "a", "-m", "x", "-i", "a", "-I", "b"], "-i and -I"),
@@ -90,10 +100,30 @@ PUB_ERRORS = [
     (["-t", "a", "-m", "x", "--will-qos", "1"], "no will topic given"),
     (["-t", "a", "-m", "x", "--will-topic", "+"], "Invalid will topic '+'"),
     (["-t", "a", "-m", "x", "--cert", "c"], "Both certfile and keyfile"),
-    (["-t", "a", "-m", "x", "--insecure"], "need --cafile"),
-    (["-t", "a", "-m", "x", "-D", "subscribe", "user-property", "a", "b"], "Invalid command 'subscribe'"),
+    (["-t", "a", "-m", "x", "-V", "5", "-x", "-1"], "infinite session expiry"),
+    (["-t", "a", "-m", "x", "-V", "5", "-c", "-I", "pre"], "infinite session expiry"),
+    (["-t", "a", "-m", "x", "-D", "auth", "user-property", "a", "b"], "Invalid command 'auth'"),
     (["-t", "a", "-m", "x", "-D", "publish", "user-property", "a"], "not enough arguments"),
-    (["-t", "a", "-m", "x", "--psk", "00"], "'--psk': midge doesn't have this option"),
+    (["-t", "a", "-m", "x", "--psk", "00"], "--psk-identity required"),
+    (["-t", "a", "-m", "x", "--psk", "00", "--cafile", "x"], "Only one of --psk or --cafile"),
+    (["-t", "a", "-m", "x", "--keyform", "engine"], "has no engines"),
+    (["-t", "a", "-m", "x", "--keyform", "pem"], "keyfile must be also specified"),
+    (["-t", "a", "-m", "x", "--tls-engine", "tpm"], "has no OpenSSL engines"),
+    (["-t", "a", "-m", "x", "--tls-version", "1.2"], "tlsv1.3, tlsv1.2, tlsv1.1"),
+    (["-t", "a", "-m", "x", "--tls-use-os-certs", "--ciphers", "none"], "OpenSSL knows none of them"),
+    (["-t", "a", "-m", "x", "--proxy", "http://a"], "Unsupported proxy protocol"),
+    (["-t", "a", "-m", "x", "--proxy", "socks5h://a:b"], "Invalid proxy port"),
+    (["-t", "a", "-m", "x", "--repeat", "0"], "--repeat argument must be >0"),
+    (["-t", "a", "-m", "x", "--repeat-delay", "-1"], "must be >=0.0"),
+    (["-t", "a", "-m", "x", "--rate", "0"], "messages per second"),
+    (["-t", "a", "-m", "x", "-M", "0"], "must be greater than 0"),
+    (["-t", "a", "-m", "x", "-S"], "doesn't look up SRV records"),
+    (["-t", "a", "-m", "x", "-o", "/nonexistent"], 'Unable to open options file "/nonexistent"'),
+    (["ws://a/b", "-m", "x"], "WebSockets aren't there"),
+    (["-L", "http://a/b", "-m", "x"], "Unsupported URL scheme: http://a/b"),
+    (["mqtt://", "-m", "x"], "no host"),
+    (["mqtt://a:b/c", "-m", "x"], "port b"),
+    (["mqtt://a", "-m", "x"], "Both topic and message"),
     (["-t", "a", "-m", "x", "--qo", "1"], "Unknown option '--qo'."),
     (["-t", "a", "-m", "x", "word"], "Unknown option 'word'."),
 ]
@@ -130,8 +160,103 @@ def test_sub_refuses_and_says_why(argv: list[str], text: str, capsys: pytest.Cap
     assert text in capsys.readouterr().err
 
 
+RR_ERRORS = [
+    (["-m", "x"], "Both topic and message"),
+    (["-t", "a"], "Both topic and message"),
+    (["-t", "a", "-m", "x", "-e", "b/#"], "Invalid response topic 'b/#'"),
+    (["-t", "a", "-l"], "Unknown option '-l'"),
+    (["-t", "a", "-m", "x", "-C", "1"], "Unknown option '-C'"),
+    (["-t", "a", "-m", "x", "-D", "publish", "response-topic", "b"], "say -e instead"),
+]
+
+
+@pytest.mark.parametrize(("argv", "text"), RR_ERRORS)
+def test_rr_refuses_and_says_why(argv: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert rr.run(argv) == 1
+    assert text in capsys.readouterr().err
+
+
+SERVE_ERRORS = [
+    (["--", "date"], "a topic to answer on"),
+    (["-t", "a"], "a command behind --"),
+    (["-t", "a", "--"], "a command behind --"),
+    (["-t", "a/#/b", "--", "date"], "Invalid subscription topic"),
+    (["-t", "a", "--group", "a/b", "--", "date"], "Invalid group 'a/b'"),
+    (["-t", "a", "-j", "0", "--", "date"], "Invalid number of jobs 0"),
+    (["-t", "a", "--timeout", "0", "--", "date"], "Invalid timeout 0"),
+]
+
+
+@pytest.mark.parametrize(("argv", "text"), SERVE_ERRORS)
+def test_serve_refuses_and_says_why(argv: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert serve.run(argv) == 1
+    assert text in capsys.readouterr().err
+
+
+def test_a_command_takes_all_that_stands_behind_the_dashes() -> None:
+    options = parse(["-t", "a", "--", "sh", "-c", "-t", "--"], serve.OPTIONS, ())
+    assert (options.topics, options.command) == (["a"], ["sh", "-c", "-t", "--"])
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="Python 3.13 has pre-shared keys")
+def test_shared_keys_are_refused_where_python_has_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert pub.run(["-t", "a", "-m", "x", "--psk", "00", "--psk-identity", "me"]) == 1
+    assert "has pre-shared keys from 3.13 on" in capsys.readouterr().err
+
+
+URLS = [
+    ("mqtt://h/a/b", ("h", 1883, None, None, "a/b", False)),
+    ("mqtts://h/a", ("h", 8883, None, None, "a", True)),
+    ("MQTT://h/a", ("h", 1883, None, None, "a", False)),
+    ("mqtt://joe@h:9/a", ("h", 9, "joe", None, "a", False)),
+    ("mqtt://joe:se%40cret@h/a/#", ("h", 1883, "joe", "se@cret", "a/#", False)),
+    ("mqtt://[::1]:9/a%20b", ("::1", 9, None, None, "a%20b", False)),
+    ("mqtt://h", ("h", 1883, None, None, None, False)),
+    ("mqtt://h//a", ("h", 1883, None, None, "/a", False)),
+]
+
+
+@pytest.mark.parametrize(("url", "expected"), URLS)
+def test_urls(url: str, expected: tuple[object, ...]) -> None:
+    options = parse(["-L", url], pub.OPTIONS, ())
+    found = (options.host, options.port, options.username, options.password, options.url_topic, options.is_tls)
+    assert found == expected
+
+
+def test_a_url_needs_no_option_before_it() -> None:
+    options = _parse_sub("mqtt://h/a", "-t", "b")
+    assert (options.host, options.topics) == ("h", ["b", "a"])
+
+
+def test_an_option_wins_over_the_url_where_it_comes_later() -> None:
+    assert _parse_pub("mqtt://h/a", "-p", "5", "-n").port == 5
+
+
+def test_the_port_of_mqtt_over_tls_turns_it_on() -> None:
+    assert _parse_pub("-t", "a", "-n", "-p", "8883").is_tls
+    assert not _parse_pub("-t", "a", "-n", "-p", "8884").is_tls
+
+
+def test_settings_come_from_mosquittos_file_and_the_command_line_wins(settings: Path) -> None:
+    (settings / "mosquitto_pub").write_text("# mine\n-h broker.local\n\n-m a message\n-q 2\n-r\n")
+    options = _parse_pub("-t", "a", "-q", "1")
+    assert (options.host, options.source, options.qos, options.retain) == (
+        "broker.local",
+        ("m", "a message"),
+        1,
+        True,
+    )
+
+
+def test_settings_come_from_the_file_that_is_named(settings: Path) -> None:
+    (settings / "mosquitto_pub").write_text("-h wrong\n")
+    (settings / "mine").write_text("--host right\n")
+    assert _parse_pub("-t", "a", "-n", "-o", str(settings / "mine")).host == "right"
+
+
 def test_check_leaves_a_given_port_alone() -> None:
-    options = pub.Options(port=5)
+    options = Options()
+    options.port = 5
     check(options)
     assert options.port == 5
 
