@@ -77,7 +77,7 @@ CASES = [
     ("misnamed", "--cafile {d}/ca.pem --insecure", True),
     ("tls", "--cafile {d}/ca.pem --tls-version tlsv1.3", True),
     ("v12", "--cafile {d}/ca.pem --tls-version tlsv1.2", True),
-    ("tls", "--cafile {d}/ca.pem --tls-version tlsv1.1", False),
+    ("tls", "--cafile {d}/ca.pem --tls-version tlsv1.1", True),
     ("v12", "--cafile {d}/ca.pem --tls-version tlsv1.2 --ciphers ECDHE-ECDSA-AES256-GCM-SHA384", True),
     ("tls", "--cafile {d}/ca.pem --tls-alpn mqtt", True),
     ("tls", "--cafile {d}/client.key", False),
