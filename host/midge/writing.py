@@ -80,6 +80,8 @@ class Writer:
     def _done(self, number: int, settled: int) -> None:
         """In the loop: batch *number* is committed, and all up to *settled* can be read back."""
         self._is_writing = self._gives_up
+        if self._broker.changes is not None:
+            self._broker.changes.portion = self._store.portion
         if self._waits:
             self._broker.committed(number)
         self._broker.settled(settled)

@@ -14,6 +14,8 @@ from midge.store import StoreError
 class FailingStore:
     """Raises *errors*, one a write, then writes."""
 
+    portion = 1.0
+
     def __init__(self, errors: list[Exception]):
         self.errors = errors
         self.written: list[int] = []

@@ -129,7 +129,8 @@ def message_row(message: Message) -> MessageRow:
 # A batch of so many bytes of payload, or new messages, is written though nobody waits for it.
 _LARGE_BYTES = 1_000_000
 _LARGE_COUNT = 2000
-# And with so much no more is read from those who bring it: as much again is being written, and being settled.
+# And with so much no more is read from those who bring it: as much again is being written, and being settled. On a
+# slow disk it is a part of it (`portion`).
 _OVERDUE_BYTES = 4_000_000
 _OVERDUE_COUNT = 20_000
 
@@ -143,6 +144,7 @@ class Changes:
 
     def __init__(self, next_message_key: int = 1) -> None:
         self.number = 1  # of the batch that is being filled
+        self.portion = 1.0  # of _OVERDUE_BYTES and _OVERDUE_COUNT; set by whoever writes
         self.is_stuck = False  # the store can't be written for now; set and cleared by `Pressure`
         self.pending_bytes = 0  # of payloads in the batch; reset by `take`
         self.is_rested_on = False  # output waits for this batch; set by `rest`, reset by `take`
@@ -170,7 +172,8 @@ class Changes:
     @property
     def is_overdue(self) -> bool:
         """More has come than the store takes: whoever brings it should not be read from."""
-        return self.pending_bytes > _OVERDUE_BYTES or len(self._new) + len(self._retained) > _OVERDUE_COUNT
+        count = len(self._new) + len(self._retained)
+        return self.pending_bytes > _OVERDUE_BYTES * self.portion or count > _OVERDUE_COUNT * self.portion
 
     @property
     def is_large(self) -> bool:

@@ -14,6 +14,8 @@ class Store(Protocol):
     """`load` is called once, at the start; `write` and `settle` from one thread at a time, never the event
     loop's; the reader from the event loop's."""
 
+    portion: float  # 1, or the part of a usual batch that a slow disk should be given at once
+
     def load(self) -> Snapshot:
         """What the broker must know at its start. StoreError if it can't be read."""
         ...

@@ -18,6 +18,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._kept = Unsettled()
+        self.portion = 1.0
 
     @property
     def reader(self) -> MemoryStore:

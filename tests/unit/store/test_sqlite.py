@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import sqlite3
 import subprocess
@@ -174,7 +175,16 @@ def test_what_came_and_went_before_it_was_settled_never_reaches_the_tables(store
     store.close()
 
 
-def test_batches_are_settled_by_themselves_once_there_are_many_rows(store: SqliteStore) -> None:
+@pytest.fixture
+def steady_store(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> SqliteStore:
+    """It settles in portions that don't depend on how fast this machine is."""
+    store.portion = 1.0
+    monkeypatch.setattr(store, "_adapt", lambda seconds: None)
+    return store
+
+
+def test_batches_are_settled_by_themselves_once_there_are_many_rows(steady_store: SqliteStore) -> None:
+    store = steady_store
     settled = 0
     for number in range(1, 8):
         batch = Batch(number)
@@ -183,6 +193,27 @@ def test_batches_are_settled_by_themselves_once_there_are_many_rows(store: Sqlit
     assert settled == 5
     assert tables(store.path) == {"queue": 5000, "messages": 1, "journal": 2}
     store.close()
+
+
+def test_a_slow_disk_is_given_smaller_portions_and_a_fast_one_larger(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr("midge.store.sqlite.time.monotonic", lambda: next(clock) * seconds / 2)
+    seconds = 10.0  # for each write
+    store.portion = 1.0
+    numbers = itertools.count(1)
+    for _ in range(10):
+        store.write(Batch(next(numbers)))
+    assert store.portion == 1 / 16
+    number = next(numbers)
+    batch = Batch(number)
+    batch.queue[1] = {i: queued(PLAIN) for i in range(400)}
+    assert store.write(batch) == number  # 400 rows are many now
+    seconds = 0.0
+    for _ in range(100):
+        store.write(Batch(next(numbers)))
+    assert store.portion == 1.0
 
 
 def test_a_long_queue_is_read_in_portions_in_order(store: SqliteStore) -> None:
@@ -226,7 +257,8 @@ def test_a_batch_that_fails_is_undone_whole(store: SqliteStore) -> None:
     store.close()
 
 
-def test_what_can_not_be_settled_stays_in_the_journal(store: SqliteStore) -> None:
+def test_what_can_not_be_settled_stays_in_the_journal(steady_store: SqliteStore) -> None:
+    store = steady_store
     for number in range(1, 6):
         batch = Batch(number)
         batch.queue[1] = {number * 1000 + i: queued(PLAIN) for i in range(1000)}
