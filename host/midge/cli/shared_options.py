@@ -145,7 +145,7 @@ TLS = (
     value("--key", text_of("keyfile"), "FILE with its private key (PEM)", "file"),
     value("--keyform", _set_keyform, "FORM of the key: pem, nothing else", "pem"),
     switch("--insecure", "insecure", "don't compare the certificate's name with the host's"),
-    value("--tls-version", _set_tls_version, "VERSION only this one: tlsv1.3, tlsv1.2, tlsv1.1",
+    value("--tls-version", _set_tls_version, "VERSION this one or later: tlsv1.3, tlsv1.2, tlsv1.1",
           " ".join(_TLS_VERSIONS)),
     value("--tls-alpn", text_of("tls_alpn"), "PROTOCOL to ask for, where a port has several"),
     value("--ciphers", text_of("ciphers"), "LIST of ciphers, in OpenSSL's words"),

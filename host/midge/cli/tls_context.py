@@ -19,11 +19,7 @@ def make_context(options: Options) -> ssl.SSLContext:
     # Set before the trust is: without the host's name there is nothing else to compare a key's holder with.
     context.check_hostname = not options.insecure
     if options.tls_version:
-        chosen = _VERSIONS[options.tls_version]
-        context.minimum_version = context.maximum_version = chosen
-        if chosen is ssl.TLSVersion.TLSv1_1:
-            # OpenSSL's own default level refuses what was asked for by name: its signatures rest on SHA-1.
-            context.set_ciphers("DEFAULT:@SECLEVEL=0")
+        context.minimum_version = _VERSIONS[options.tls_version]  # mosquitto's tools take later ones, too
     if options.ciphers:
         try:
             context.set_ciphers(options.ciphers)
