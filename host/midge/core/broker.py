@@ -297,7 +297,7 @@ class Broker:
         for delivery in session.take_shared():
             group = self.routing.group(delivery.shared)
             if group is not None and not delivery.message.is_expired(now):
-                self._publish_shared(delivery.message, [group], now)
+                self.publish_shared(delivery.message, [group], now)
         session.keep_in(None)
         session.queue.clear()
         session.subscriptions.clear()
@@ -316,57 +316,6 @@ class Broker:
             return session.is_bridge and topic.startswith(_BRIDGE_TOPICS)
         permissions = session.permissions
         return permissions is None or permissions.may_publish(topic)
-
-    def publish_run(self, connection: Connection, run: p.PublishRun, now: float) -> None:
-        """Messages at QoS 0 that came together on one topic name."""
-        self.counters.messages_received += run.count - 1  # the run itself was counted as one
-        self.publish_plain(connection, run.topic, run.wire, run.count, now)
-
-    def publish_plain(self, connection: Connection, topic: str, wire: bytes, count: int, now: float) -> None:
-        """QoS 0, no retain, no properties, one topic name: the *count* packets are passed on as they came."""
-        version = connection.version
-        publisher = connection.session
-        if publisher is None:
-            return
-        if (publisher.permissions is not None or topic[0] == "$") and not self.session_may_publish(publisher, topic):
-            return
-        counters = self.counters
-        # Short packets have 4 bytes beside topic and payload (5.0: an empty property length more); those of
-        # more than 127 bytes a byte or two more, which isn't worth looking at each.
-        payload_bytes = len(wire) - count * (len(topic) + version)
-        counters.publish_received += count
-        counters.publish_bytes_received += payload_bytes
-        copies = 0
-        route = self.routing.known.get(topic) or self.routing.route(topic)
-        if route.bridges or publisher.is_bridge:
-            for packet in p.PublishRun(topic, wire, count).publishes(version):
-                self.publish(Message(topic, packet.payload, 0), publisher, now)
-            return
-        for target in route.targets:
-            session = target.session
-            if session is publisher:
-                own = target.own
-                if own is None:
-                    continue
-                target = own
-            peer = session.connection
-            if peer is None:
-                continue
-            if peer.plain_version == version and not peer.is_paused and not target.identifiers:
-                if not peer.out:
-                    self.ready.append(peer)
-                peer.out.append(wire)
-                copies += 1
-            else:
-                for packet in p.PublishRun(topic, wire, count).publishes(version):
-                    message = Message(topic, packet.payload, 0)
-                    send_qos0(peer, message, False, target.identifiers, now)
-        counters.publish_sent += count * copies
-        counters.publish_bytes_sent += payload_bytes * copies
-        counters.messages_sent += (count - 1) * copies  # whoever writes it counts one
-        if route.groups:
-            for packet in p.PublishRun(topic, wire, count).publishes(version):
-                self._publish_shared(Message(topic, packet.payload, 0), route.groups, now)
 
     def publish(self, message: Message, publisher: Session | None, now: float) -> int:
         """Route *message*; the number of sessions that get it. *publisher* None: the broker itself."""
@@ -390,10 +339,10 @@ class Broker:
             # [MQTT-3.3.1-12], [MQTT-3.3.1-13]
             self.deliver(message, target, message.retain and target.retain_as_published, now)
         if route.groups:
-            matched += self._publish_shared(message, route.groups, now)
+            matched += self.publish_shared(message, route.groups, now)
         return matched
 
-    def _publish_shared(self, message: Message, groups: list[SharedGroup], now: float) -> int:
+    def publish_shared(self, message: Message, groups: list[SharedGroup], now: float) -> int:
         """One member of each group gets *message* [MQTT-4.8.2-3]."""
         matched = 0
         for group in groups:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from midge.core.access import ANYBODY, Identity
 from midge.core.aliases import ReceivedAliases, SentAliases
 from midge.core.changes import ReadError
+from midge.core.forwarding import forward_run, receive_sole
 from midge.core.incoming import HANDLERS, on_publish
+from midge.core.output import Output
 from midge.core.owner import GONE, Owner
 from midge.core.rate import DEBT_MAX_S, Rate, rate_of
 from midge.protocol import packets as p
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from midge.core.access import Access
     from midge.core.admission import Exchange
     from midge.core.broker import Broker
-    from midge.core.changes import Changes
     from midge.core.limits import Limits
     from midge.core.session import Session
     from midge.core.timers import Timer
@@ -43,7 +44,7 @@ _LIMIT_OF_ERROR = {
 }
 
 
-class Connection:
+class Connection(Output):
     """Made by `Broker.open`. Bytes come in by `receive_data`; after each turn the owner calls
     `end_turn`, writes what `data_to_send` gives, and closes when `is_closing` is set and all is written.
     """
@@ -53,26 +54,20 @@ class Connection:
         "access",
         "address",
         "aliases",
-        "broker",
         "close_reason",
         "decoder",
         "exchange",
         "expiry_timer",
         "has_postponed_qos2",
-        "held",
         "holds",
         "identity",
         "is_bridge",
-        "is_closing",
-        "is_paused",
         "is_ping_waiting",
         "is_trusted",
         "keep_alive_s",
         "last_received",
         "limits",
         "max_packet_size",
-        "out",
-        "output_bytes",
         "owner",
         "ping_position",
         "ping_timer",
@@ -82,11 +77,9 @@ class Connection:
         "rate_timer",
         "receive_maximum",
         "refusal",
-        "rests",
         "sent_aliases",
         "session",
         "timer",
-        "unacknowledged",
         "unreleased",
         "version",
         "will",
@@ -102,7 +95,7 @@ class Connection:
         access: Access | None = None,
         limits: Limits | None = None,
     ) -> None:
-        self.broker = broker
+        super().__init__(broker)
         self.limits = limits = limits or broker.limits  # its listener's own, if it has any
         self.access = access  # who is asked whether the client may connect; None: nobody
         self.address = address
@@ -130,22 +123,15 @@ class Connection:
         self.aliases = ReceivedAliases(limits.topic_alias_maximum)
         self.sent_aliases: SentAliases | None = None  # set by CONNECT if the client allows any
         self._deferred: list[p.Packet | p.PublishRun] | None = None  # not None: CONNECT waits for an answer
-        self.unacknowledged = 0  # QoS 1 messages whose PUBACK has not left yet
         # QoS 2 messages of this connection without PUBREL: a send quota isn't carried over (5.0 §4.9).
         self.unreleased = 0
         self.is_ping_waiting = False  # a PINGREQ whose answer waits for the queue (the drained marker)
         self.ping_position = 0  # of the last delivery that it waits for
         self.ping_timer: Timer | None = None
-        self.out: list[bytes] = []  # this turn's output
         # Packets that wait until the store can be written again, and whether QoS 2 messages do that should have
         # been sent again at CONNECT.
         self.postponed: list[bytes] = []
         self.has_postponed_qos2 = False
-        self.rests = False  # this turn's output must not leave before this turn's commit
-        self.held: list[tuple[int, list[bytes]]] = []  # (batch that it rests on, output), oldest first
-        self.is_paused = False  # set and cleared by the owner: the peer reads too slowly
-        self.output_bytes = 0  # in `out` and `held` while paused
-        self.is_closing = False
         self.close_reason = ""
 
     def __str__(self) -> str:
@@ -163,7 +149,8 @@ class Connection:
             return
         self.last_received = now
         self.broker.counters.bytes_received += len(data)
-        if self.session is not None and data and self._receive_sole(data, now):
+        session = self.session
+        if session is not None and data and receive_sole(self, session, data, now):
             if self.rate is not None:
                 self._count(self.rate, 1, len(data), now)
             return
@@ -173,7 +160,7 @@ class Connection:
             self._count(self.rate, _count_of(packets), len(data), now)
             if self.is_closing:
                 return
-        if self.session is None:
+        if session is None:
             self._handle_first(packets, now)
         else:
             self._handle(packets, now)
@@ -185,32 +172,6 @@ class Connection:
         self.last_received = now
         self.broker.counters.messages_received += 1
         self._handle([packet], now)
-
-    def _receive_sole(self, data: bytes, now: float) -> bool:
-        """Whether *data* was a single small packet of the most frequent kinds, handled without any detour."""
-        first = data[0]
-        try:
-            if first == 0x30:
-                topic = self.decoder.sole_publish(data)
-                if not topic:
-                    return False
-                self.broker.counters.messages_received += 1
-                self.broker.publish_plain(self, topic, data, 1, now)
-                return True
-            if first == 0x40:
-                packet_id = self.decoder.sole_puback(data)
-                if not packet_id:
-                    return False
-                self.broker.counters.messages_received += 1
-                self.session.puback(packet_id, now)  # type: ignore[union-attr]
-                return True
-        except ProtocolError as error:
-            self.fail(error)
-            return True
-        except ReadError as failure:
-            self.close(ReasonCode.UNSPECIFIED_ERROR, str(failure))
-            return True
-        return False
 
     def set_limits(self, limits: Limits) -> None:
         """They have changed. What CONNACK announced stays."""
@@ -270,7 +231,7 @@ class Connection:
             for packet in packets:
                 kind = type(packet)
                 if kind is p.PublishRun:
-                    self.broker.publish_run(self, packet, now)  # type: ignore[arg-type]
+                    forward_run(self, packet, now)  # type: ignore[arg-type]
                 elif kind is p.Publish:
                     on_publish(self, packet, now)  # type: ignore[arg-type]
                 else:
@@ -345,49 +306,7 @@ class Connection:
                 timer.cancel()
         self.broker.connection_lost(self, now)
 
-    # -- bytes out --
-
-    def data_to_send(self) -> list[bytes]:
-        """What may leave now, in order; empty if it still rests on a commit."""
-        held = self.held
-        if not (held or self.rests):
-            data, self.out = self.out, []
-        else:
-            data = []
-            committed = self.broker.committed_batch
-            while held and held[0][0] <= committed:
-                data += held.pop(0)[1]
-            # A turn that isn't over may rest on changes that no batch has yet: its end will tell.
-            if not held and (not self.rests or self.broker.changes is None):
-                data += self.out
-                self.out = []
-        if not held and not self.out:
-            self.unacknowledged = 0
-        self.output_bytes = 0
-        return data
-
-    @property
-    def is_drained(self) -> bool:
-        """Nothing waits to be taken, neither for this turn's end nor for a commit."""
-        return not self.out and not self.held
-
-    def end_turn(self, changes: Changes) -> None:
-        """The turn is over: what rests on its changes, or queues behind such output, is held back."""
-        if not self.out or not (self.rests or self.held):
-            return
-        held = self.held
-        number = changes.rest() if self.rests else held[-1][0]
-        if held and held[-1][0] >= number:
-            held[-1][1].extend(self.out)
-        else:
-            held.append((number, self.out))
-        self.out = []
-        self.rests = False
-
-    @property
-    def unread(self) -> int:
-        """Pieces of output that wait, for the peer to read or for a commit."""
-        return len(self.out) + sum(len(output) for _, output in self.held)
+    # -- packets out --
 
     def rest_on_commit(self) -> None:
         """What this connection is sent in this turn leaves only after the turn's changes are kept. Not while the
@@ -452,8 +371,12 @@ class Connection:
             data = kind + b"\x03" + _PACKET_ID.pack(packet_id) + bytes((reason_code,))
         else:
             data = kind + b"\x02" + _PACKET_ID.pack(packet_id)
+        self.send_acknowledgement(data)
+
+    def send_acknowledgement(self, data: bytes) -> None:
+        """PUBACK, PUBREC or PUBCOMP as it goes on the wire; also while it is closing."""
         if not self.out:
-            self.broker.output_ready(self)
+            self.broker.ready.append(self)
         self.out.append(data)
 
     def ping_waited(self, now: float) -> None:

@@ -139,7 +139,7 @@ class Counters:
         self.protocol_errors = 0  # connections closed for a malformed or illegal packet
         self.publish_received = 0  # PUBLISH packets from clients, duplicates of QoS 2 not counted
         self.publish_sent = 0  # PUBLISH packets to clients
-        self.publish_bytes_received = 0  # their payloads (of a run, see `Broker.publish_run`)
+        self.publish_bytes_received = 0  # their payloads (of plain ones, see `forwarding`)
         self.publish_bytes_sent = 0  # their payloads
         self.sessions_expired = 0  # sessions whose client didn't come back in time
         self.sessions_maximum = 0  # the most that there were at a time

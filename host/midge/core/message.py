@@ -68,19 +68,23 @@ class Message:
         self._parts = _NO_PARTS
         self._other_parts: dict[int, tuple[bytes, bytes]] | None = None
 
-    @classmethod
-    def published(cls, source: Publish, topic: str, now: float, version: int) -> Message:
+    @staticmethod  # not of a class that it is told: compiled, that would cost more than the rest
+    def published(source: Publish, topic: str, now: float, version: int) -> Message:
         """The message in a PUBLISH of *version*; *topic* is its topic name with any alias resolved."""
         if source.properties:
-            return cls.with_properties(source, topic, now)
-        message = cls(topic, source.payload, source.qos, source.retain)
+            return Message.with_properties(source, topic, now)
+        message = Message(topic, source.payload, source.qos, source.retain)
         if source.qos and not (source.retain or source.dup):
-            # What came is, but for the packet identifier, what will be sent: no need to encode it again.
             wire, at = source.wire, source.packet_id_at
             if at:
-                message._form = (source.qos << 4) | version
-                message._parts = (wire[:at], wire[at + 2 :])
+                message.came_as(source.qos, version, wire[:at], wire[at + 2 :])
         return message
+
+    def came_as(self, qos: int, version: int, head: bytes, tail: bytes) -> None:
+        """What came is, but for the packet identifier between *head* and *tail*, what will be sent: no need to encode
+        it again. Without retain, dup and properties."""
+        self._form = (qos << 4) | version
+        self._parts = (head, tail)
 
     @classmethod
     def with_properties(cls, source: Publish | Will, topic: str, now: float) -> Message:

@@ -217,7 +217,12 @@ class Session:
         return self.permissions is None or self.permissions.may_read(topic)
 
     def _send(self, delivery: Delivery, connection: Connection, now: float) -> None:
-        delivery.packet_id = packet_id = self._next_packet_id()
+        # Counts 1, 2, 3, ...; one still in use is passed over [MQTT-2.2.1-3]. The window is far smaller than
+        # 65,535, so a free one is always near.
+        packet_id = self.last_packet_id % 65_535 + 1
+        while packet_id in self.in_flight:
+            packet_id = packet_id % 65_535 + 1
+        delivery.packet_id = self.last_packet_id = packet_id
         if not send_publish(connection, delivery, now, dup=False):
             # Larger than the client takes: as if it had been sent [MQTT-3.1.2-25].
             self._forget(delivery)
@@ -228,16 +233,6 @@ class Session:
             if delivery.qos == 2:
                 # Once it left under this identifier, a restart must not send it under another.
                 connection.rest_on_commit()
-
-    def _next_packet_id(self) -> int:
-        # Counts 1, 2, 3, ...; one still in use is passed over [MQTT-2.2.1-3]. The window is far
-        # smaller than 65,535, so a free one is always near.
-        packet_id = self.last_packet_id % 65_535 + 1
-        in_flight = self.in_flight
-        while packet_id in in_flight:
-            packet_id = packet_id % 65_535 + 1
-        self.last_packet_id = packet_id
-        return packet_id
 
     def resume(self, now: float) -> None:
         """Send again what the last connection left unacknowledged, in order [MQTT-4.4.0-1], then the queue."""

@@ -132,6 +132,18 @@ class Decoder:
             return ""
         return _topics.get(data[4:end], "")
 
+    def sole_publish_qos1(self, data: bytes) -> str:
+        """As `sole_publish`, for QoS 1 without dup."""
+        size = len(data)
+        if size < 7 or data[0] != 0x32 or data[1] != size - 2 or self._pending or size > self._max_packet_size:
+            return ""
+        end = 6 + (data[2] << 8 | data[3])
+        if end > size or not (data[end - 2] or data[end - 1]):
+            return ""
+        if self.version == 5 and (end == size or data[end]):
+            return ""
+        return _topics.get(data[4 : end - 2], "")
+
     def sole_puback(self, data: bytes) -> int:
         """The packet identifier, if *data* is one whole PUBACK and no more; else 0, and nothing is taken."""
         if len(data) != 4 or data[0] != 0x40 or data[1] != 2 or self._pending:
