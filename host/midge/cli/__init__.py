@@ -17,6 +17,7 @@ COMMANDS = {
     "bridge": "turn Mosquitto's bridges into ours (midge bridge import mosquitto.conf)",
     "completion": "make the shell's Tab key know all this (midge completion bash)",
     "find": "list the brokers on the network and the boards on USB",
+    "boards": "flash, deploy, set, log, update: boards on USB and on the network",
     "demo": "run the whole thing here: a broker, three simulated boards and what they say",
 }
 

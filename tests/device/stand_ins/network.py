@@ -7,7 +7,7 @@ import json
 import os
 import time
 
-STA_IF = 0
+STA_IF, AP_IF = 0, 1
 
 
 def now_ms():

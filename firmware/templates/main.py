@@ -1,0 +1,3 @@
+import midge_boot
+
+midge_boot.run()
