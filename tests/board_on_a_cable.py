@@ -38,7 +38,7 @@ class BoardOnACable:
         }
         self._heap = heap
         self._said = bytearray()
-        self._carried = 0
+        self.carried = 0  # bytes from the laptop so far
         self._is_on = True
         self._ours, self._theirs = _open_terminal()
         self.port = os.ttyname(self._theirs)
@@ -102,13 +102,13 @@ class BoardOnACable:
             readable, _, _ = select.select([self._ours, self._board], [], [], 0.1)
             if self._ours in readable:
                 data = os.read(self._ours, 4096)
-                self._carried += len(data)
-                if self.cut_after is None or self._carried <= self.cut_after:
+                self.carried += len(data)
+                if self.cut_after is None or self.carried <= self.cut_after:
                     os.write(self._board, data)
             if self._board in readable:
                 data = os.read(self._board, 4096)
                 self._said += data
-                if self.cut_after is None or self._carried <= self.cut_after:
+                if self.cut_after is None or self.carried <= self.cut_after:
                     os.write(self._ours, data)
 
 

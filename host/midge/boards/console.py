@@ -8,6 +8,7 @@ import base64
 import contextlib
 import io
 import json
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,7 +18,11 @@ from midge.boards.simulate import BoardError
 _WRITE_BYTES = 512
 
 # A board whose program is busy is interrupted by Ctrl-C; one that doesn't answer within this time has no REPL there.
-_ANSWER_S = 5.0
+_ANSWER_S = 6.0
+# Ctrl-C is lost on a board that is just starting (ESP32 takes 0.6 s, RP2 up to 3 with its radio), so it comes again.
+_ATTEMPT_S = 1.5
+# Between two bytes of an answer: a board that erases flash, or hashes a large file, is silent for a second or two.
+_RUN_S = 10.0
 
 _HASHES = """
 import binascii, hashlib, json
@@ -45,42 +50,55 @@ class Console:
     def __init__(self, port: str) -> None:
         self.port = port
         self._transport: Any = None
+        self._is_lost = False  # set by `run`: nothing more can be said to the board
 
     def __enter__(self) -> Console:
         self._transport = open_port(self.port)
+        until = time.monotonic() + _ANSWER_S
+        try:
+            while not self._interrupt():
+                if time.monotonic() > until:
+                    raise BoardError(
+                        f"{self.port}: no MicroPython answers there. Is it flashed (midge boards flash), is the port "
+                        "right, is its program deaf to Ctrl-C? Press the board's RESET and try again."
+                    )
+        except BaseException:
+            self._transport.close()
+            raise
+        return self
+
+    def _interrupt(self) -> bool:
+        """One attempt to get into the raw REPL."""
         said = io.StringIO()  # mpremote prints what it got when there is no REPL
+        serial = self._transport.serial
         try:
             with contextlib.redirect_stdout(said):
-                self._transport.serial.timeout = 0.2  # for each read: on a pseudo-terminal mpremote waits in it
+                serial.timeout = 0.2  # for each read: on a pseudo-terminal mpremote waits in it
                 # Without a soft reset: it would not stop a watchdog, but the timer that feeds it meanwhile.
-                self._transport.enter_raw_repl(soft_reset=False, timeout_overall=_ANSWER_S)
-                self._transport.serial.timeout = _ANSWER_S
-        except BaseException as error:
-            self._transport.close()
-            if not isinstance(error, Exception):
-                raise
-            raise BoardError(
-                f"{self.port}: no MicroPython answers there. Is it flashed (midge boards flash), is the port right, "
-                "is its program deaf to Ctrl-C? Press the board's RESET and try again."
-            ) from None
-        return self
+                self._transport.enter_raw_repl(soft_reset=False, timeout_overall=_ATTEMPT_S)
+                serial.timeout = _ANSWER_S
+        except OSError:
+            raise BoardError(f"{self.port}: the port is gone (unplugged, or the board was reset)") from None
+        except Exception:  # noqa: BLE001 - mpremote's own
+            return False
+        return True
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(Exception):
-            if self._transport.in_raw_repl:
+            if self._transport.in_raw_repl and not self._is_lost:
                 self._transport.exit_raw_repl()
         self._transport.close()
 
     def run(self, code: str) -> str:
         """What *code* prints. `BoardError` with the last line of its traceback if it fails."""
-        from mpremote.transport import TransportExecError
-
         try:
-            return str(self._transport.exec(code).decode("utf-8", "replace"))
-        except TransportExecError as failed:
-            raise BoardError(f"{self.port}: the board says: {_last_line(failed.error_output)}") from None
-        except Exception as error:  # noqa: BLE001 - mpremote's own, pyserial's, struct's for half an answer
-            raise BoardError(f"{self.port}: the connection to the board was lost: {error}") from None
+            said, error = self._transport.exec_raw(code, timeout=_RUN_S)
+        except Exception as lost:  # noqa: BLE001 - mpremote's own, pyserial's, struct's for half an answer
+            self._is_lost = True
+            raise BoardError(f"{self.port}: the connection to the board was lost: {lost}") from None
+        if error:
+            raise BoardError(f"{self.port}: the board says: {_last_line(error.decode('utf-8', 'replace'))}")
+        return str(said.decode("utf-8", "replace"))
 
     def ask(self, code: str) -> Any:
         """What *code* prints as JSON."""
@@ -122,6 +140,8 @@ class Console:
 
     def start(self, code: str) -> None:
         """Runs *code* that ends the connection: a reset, the boot loader."""
+        if self._is_lost:
+            return
         with contextlib.suppress(Exception):
             self._transport.exec_raw_no_follow(code)
             self._transport.in_raw_repl = False
@@ -163,6 +183,6 @@ def _why_closed(port: str) -> str:
     return f"{port}: can't be opened as a serial port; another program may have it (a broker, a terminal)"
 
 
-def _last_line(traceback: object) -> str:
-    lines = str(traceback).replace("\r", "").strip().splitlines()
+def _last_line(traceback: str) -> str:
+    lines = traceback.replace("\r", "").strip().splitlines()
     return lines[-1] if lines else "nothing"
