@@ -3,11 +3,12 @@
 import json
 
 import pytest
+
 from brokers import ROOT
 
 
 def test_the_package_lists_each_file_once():
-    listed = [entry for entry in json.loads((ROOT / "device" / "package.json").read_text())["urls"]]
+    listed = json.loads((ROOT / "device" / "package.json").read_text())["urls"]
     assert all(target == source for target, source in listed)
     assert sorted(target for target, _ in listed) == sorted(path.name for path in (ROOT / "device").glob("*.py"))
 
