@@ -215,6 +215,42 @@ METRICS = [
         ("reason", "store_failing"),
     ),
     Metric(
+        "history/messages/missed",
+        "history_missed_messages_total",
+        "Messages of QoS 0 that should have been kept for replay while the store couldn't be written.",
+        lambda s: s.counters.missed_by_history,
+    ),
+    Metric(
+        "history/messages/count",
+        "history_messages",
+        "Messages that are kept for replay.",
+        lambda s: s.broker.replay.history.count + len(s.broker.replay.history.tail),
+    ),
+    Metric(
+        "history/messages/bytes",
+        "history_bytes",
+        "Bytes of messages that are kept for replay, topics and payloads; without the latest.",
+        lambda s: s.broker.replay.history.bytes,
+    ),
+    Metric(
+        "history/last",
+        "history_last",
+        "Number of the last message that was kept for replay.",
+        lambda s: s.broker.replay.history.last,
+    ),
+    Metric(
+        "replay/readers",
+        "replay_readers",
+        "Subscriptions to $replay, also of clients that are away.",
+        lambda s: s.broker.replay.count,
+    ),
+    Metric(
+        "replay/messages/sent",
+        "replayed_messages_total",
+        "Messages sent to subscriptions to $replay.",
+        lambda s: s.broker.replay.sent,
+    ),
+    Metric(
         "clients/waiting",
         "publishers_waiting",
         'Clients whose messages wait for room in a queue (queue_full = "wait").',

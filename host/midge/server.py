@@ -59,7 +59,11 @@ class Server:
         self.broker = Broker(config.core_limits(), is_durable=self._store is not None)
         self.broker.set_limits(config.core_limits(), config.session_rules())
         self.broker.passage.on_loop = _tell_loop
+        if config.history and self._store is None:
+            raise ConfigError('[[history]] needs a store, and the store is ":memory:"')
         self.broker.on_admitted = log_admitted
+        self.broker.replay.on_refused = _tell_refused
+        self._set_histories(config)
         self._hashing = ThreadPoolExecutor(_HASHING_THREADS, "passwords")
         self._desk = Desk(self._hashing, self.end_turn_soon)
         self._loader = RulesLoader(config)
@@ -89,7 +93,7 @@ class Server:
             except ReadError as error:
                 raise StoreError(str(error)) from error
             durability = self.config.store.durability
-            self._writer = Writer(self._loop, self.broker, self._store, durability, self._released)
+            self._writer = Writer(self._loop, self.broker, self._store, durability, self._released, self.now)
         for bridge in self.config.bridge:  # first, so that nothing is published before their sessions are there
             self._start_bridge(bridge)
         for listener in self._listeners:
@@ -180,6 +184,7 @@ class Server:
         self._loader.close_hooks(but=loader.hooks)
         self._loader = loader
         self.broker.set_limits(config.core_limits(), config.session_rules())
+        self._set_histories(config)
         self._take_over_access(config)
         self._ask_again()
         for bridge in [bridge for bridge in self._bridges if bridge.section not in config.bridge]:
@@ -267,6 +272,12 @@ class Server:
             door.access.allow_anonymous = allows_anonymous(config, section)
             door.limits = None if section.limits is None else limits_of(config, section)
 
+    def _set_histories(self, config: Config) -> None:
+        if self._store is not None:
+            rules = config.history_rules()
+            self.broker.replay.set_rules(rules)
+            self._store.set_histories(rules)
+
     def end_turn_soon(self) -> None:
         """Something happened in the core: end the turn once all that is ready now has been handled."""
         self._turns.begin()
@@ -315,6 +326,10 @@ def _place(section: Listener) -> dict[str, object]:
         "is_tls": section.certfile is not None,
         "has_revocations": section.crlfile is not None,
     }
+
+
+def _tell_refused(connection: Connection, topic_filter: str, reason: str) -> None:
+    log.warning("%s: subscription to %s refused: %s", connection, ascii(topic_filter), reason)
 
 
 def _tell_loop(topic: str, client_id: str) -> None:

@@ -22,6 +22,8 @@ _INTERVAL_S = 1.0
 # s that changes may wait on which nobody waits, such as what subscribers have acknowledged: then most of them
 # have gone by the time they would be written. A crash may have such a message delivered again at QoS 1.
 _IDLE_S = 0.1
+# s between two looks for what is too old to be kept for replay.
+_TIDY_S = 10.0
 # s until a write that failed is tried again.
 _RETRY_S = 0.5
 
@@ -30,24 +32,30 @@ class Writer:
     """Takes what the core has to write, and tells it what is committed. The event loop's thread calls it."""
 
     def __init__(
-        self, loop: AbstractEventLoop, broker: Broker, store: Store, durability: str, released: Callable[[], None]
+        self, loop: AbstractEventLoop, broker: Broker, store: Store, durability: str, released: Callable[[], None],
+        now: Callable[[], float],
     ) -> None:
-        """*released* is called when output that rested on a commit may leave, or the store's state has changed."""
+        """*released* is called when output that rested on a commit may leave, or the store's state has changed.
+        *now* gives the broker's time, s since the epoch."""
         self._loop = loop
         self._broker = broker
         self._store = store
         self._interval_s = _INTERVAL_S if durability == "interval" else 0.0
         self._waits = durability == "commit"
         self._released = released
-        self._batches: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._now = now
+        # None: that was all. A time (s since the epoch): forget what is too old by then.
+        self._batches: queue.SimpleQueue[Batch | float | None] = queue.SimpleQueue()
         self._is_writing = False  # set by `write_soon`, cleared by `_done`
         self._timer: TimerHandle | None = None  # for what nobody waits for
         self.problem = ""  # why it can't be written at the moment; set and cleared by the writer's thread
         self._gives_up = False  # set by `finish`
+        self._is_tidying = False  # a time is in `_batches`; cleared by `_tidied`
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
         self._thread.start()
         if not self._waits:
             broker.committed(1 << 62)  # nothing is ever held back
+        self._tidy_timer = loop.call_later(_TIDY_S, self._tidy)
 
     def write_soon(self) -> None:
         """The turn has ended: write what it changed, unless a batch is being written or nobody is in a hurry."""
@@ -85,17 +93,47 @@ class Writer:
         if self._waits:
             self._broker.committed(number)
         self._broker.settled(settled)
+        self._update_history()
         self._released()
         self.write_soon()
+
+    def _update_history(self) -> None:
+        history = self._broker.replay.history
+        history.count, history.bytes = self._store.kept_size
+        if self._store.is_untidy and not self._is_tidying:
+            self._is_tidying = True
+            self._batches.put(self._now())
+
+    def _tidy(self) -> None:
+        """Now and then, also when nothing is written."""
+        self._tidy_timer = self._loop.call_later(_TIDY_S, self._tidy)
+        if self._broker.replay.history.count and not self._is_tidying:
+            self._is_tidying = True
+            self._batches.put(self._now())
+
+    def _tidied(self) -> None:
+        """In the loop: a step is done. If there is more, what was to be written meanwhile comes first."""
+        self._is_tidying = False
+        self._update_history()
 
     # -- the writer's thread --
 
     def _run(self) -> None:
         while (batch := self._batches.get()) is not None:
+            if isinstance(batch, float):
+                self._forget(batch)
+                continue
             settled = self._write(batch)
             if settled is None:
                 return
             self._loop.call_soon_threadsafe(self._done, batch.number, settled)
+
+    def _forget(self, now: float) -> None:
+        try:
+            self._store.tidy(now)
+        except StoreError as error:  # it is tried again, and meanwhile more is kept than should be
+            log.error("what is too old to be kept for replay can't be removed: %s", error)
+        self._loop.call_soon_threadsafe(self._tidied)
 
     def _write(self, batch: Batch) -> int | None:
         """Until it succeeds: what is in the batch has not been acknowledged, and isn't given up."""
@@ -126,6 +164,8 @@ class Writer:
         """Write what is left, and no more. `join` waits for it."""
         if self._timer is not None:
             self._timer.cancel()
+        self._tidy_timer.cancel()
+        self._is_tidying = True  # no more
         self._is_writing = self._gives_up = True
         if (batch := self._broker.take_batch()) is not None:
             self._batches.put(batch)

@@ -15,6 +15,8 @@ class FailingStore:
     """Raises *errors*, one a write, then writes."""
 
     portion = 1.0
+    kept_size = (0, 0)
+    is_untidy = False
 
     def __init__(self, errors: list[Exception]):
         self.errors = errors
@@ -36,7 +38,7 @@ def test_a_write_that_fails_is_tried_again_until_it_is_committed(error, monkeypa
         store = FailingStore([error, error])
         committed = asyncio.Event()
         writer = writing.Writer(asyncio.get_running_loop(), broker, store, "commit",
-                                lambda: broker.committed_batch and committed.set())
+                                lambda: broker.committed_batch and committed.set(), lambda: 0.0)
         assert broker.changes is not None
         broker.changes.retained_removed("a/b")
         assert broker.changes.rest() == 1

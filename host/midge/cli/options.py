@@ -76,6 +76,7 @@ class Options:
     skip_retained = False
 
     # sub
+    since: str | None = None
     count = 0  # 0: no end
     retained_only = False
     remove_retained = False

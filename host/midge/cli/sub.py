@@ -20,6 +20,7 @@ from midge.cli.options import (
     number_of,
     parse,
     switch,
+    text_of,
     value,
 )
 from midge.cli.printing import Printer
@@ -40,6 +41,7 @@ examples:
   midge sub -t kitchen/temperature -C 1 -W 10                   one reading, or exit code 27 after 10 s
   midge sub -t 'sensors/#' -F '@H:@M:@S %t %p'                  the time, the topic, the payload
   midge sub -t 'sensors/#' --rate                               how much arrives, each second
+  midge sub --since 1h -v -t 'kitchen/#'                        what a [[history]] has kept, then what comes
   midge sub -t 'old/#' --remove-retained --retained-only -W 2   delete what is retained below old/"""
 
 EXIT_TIMED_OUT = 27  # MOSQ_ERR_TIMEOUT
@@ -57,6 +59,7 @@ OPTIONS: Table = (
         "what to receive",
         (
             value("-t --topic", append_to("topics"), "FILTER to subscribe to; repeatable"),
+            value("--since", text_of("since"), "FROM where to begin in what is kept: 1h, all, TIME or after/N"),
             value("-T --filter-out", append_to("filters_out"), "FILTER of topics not to print; repeatable"),
             value("-U --unsubscribe", append_to("unsubscribes"), "FILTER to unsubscribe from; repeatable"),
             value("-C", number_of("count", 1, _INT_MOST, _COUNT_ERROR), "COUNT of messages to end after"),
@@ -83,6 +86,8 @@ def run(argv: list[str]) -> int:
         options = parse(argv, OPTIONS, _COMMANDS, settings_of="sub")
         if options.help or options.version:
             return _print_about(options)
+        if options.since is not None:
+            options.topics = [f"$replay/{options.since}/{topic}" for topic in options.topics]
         _check(options)
         # paho is imported only now: a wrong command line is told at once.
         from midge.cli.connection import Connection, Failure

@@ -7,6 +7,7 @@ A new key is one line in `keys.py`: the checks, the errors, `--print-config` and
 from midge.config.access import AccessSection, JwtSection
 from midge.config.bridges import Address, Bridge, BridgeTopic, parse_address
 from midge.config.errors import ConfigError
+from midge.config.history import History
 from midge.config.keys import (
     Config,
     DiscoverySection,
@@ -28,6 +29,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DiscoverySection",
+    "History",
     "HttpSection",
     "JwtSection",
     "LimitsSection",

@@ -11,7 +11,9 @@ from pydantic import PrivateAttr, field_validator, model_validator
 
 from midge.config.access import AccessSection, JwtSection
 from midge.config.bridges import Bridge, parse_address
+from midge.config.history import History
 from midge.config.section import Section, key
+from midge.core.history import HistoryRule
 from midge.core.limits import Limits, QueueFull
 from midge.core.session_limits import SessionRule
 
@@ -324,6 +326,7 @@ class Config(Section):
     http: HttpSection = HttpSection()
     log: LogSection = LogSection()
     bridge: list[Bridge] = key([], "")
+    history: list[History] = key([], "")
     _directory: Path = PrivateAttr(default=Path())  # where the file is
 
     def path(self, name: str) -> Path:
@@ -340,6 +343,16 @@ class Config(Section):
         return value
 
     @model_validator(mode="after")
+    def _histories_can_be_kept(self) -> Config:
+        filters = [history.filter for history in self.history]
+        for each in filters:
+            if filters.count(each) > 1:
+                raise ValueError(f"two histories have the filter {each!r}")
+        if filters and self.store.path == ":memory:":
+            raise ValueError('[[history]] needs a store, and store.path is ":memory:"')
+        return self
+
+    @model_validator(mode="after")
     def _cables_are_there(self) -> Config:
         devices = [listener.device for listener in self.listener if listener.type == "serial"]
         for bridge in self.bridge:
@@ -350,6 +363,9 @@ class Config(Section):
                         f'"serial" and device = "{address.host}"'
                     )
         return self
+
+    def history_rules(self) -> list[HistoryRule]:
+        return [history.rule() for history in self.history]
 
     def core_limits(self) -> Limits:
         return Limits(**self.limits.model_dump())

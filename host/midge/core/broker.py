@@ -27,6 +27,9 @@ from midge.core.outgoing import send_qos0
 from midge.core.owner import Owner
 from midge.core.passage import Passage
 from midge.core.pressure import Pressure
+from midge.core.replay import Replay
+from midge.core.replay_from import PREFIX as REPLAY
+from midge.core.replay_from import is_replay, parse_replay
 from midge.core.retained import Retained
 from midge.core.routing import Routing, SharedGroup, Subscription, Target
 from midge.core.session import NEVER_EXPIRES, Session
@@ -62,6 +65,7 @@ class Broker:
         self.backlog = Backlog(limits.max_message_memory // 2)
         self.wills = Wills(self)
         self.catch_up = CatchUp(self)
+        self.replay = Replay(self)
         self.changes: Changes | None = Changes() if is_durable else None
         self.committed_batch = 0  # number of the last batch that is kept
         self.ready: list[Connection] = []  # connections with output or to be closed, since the last turn
@@ -115,6 +119,8 @@ class Broker:
         turn is held back until `committed`."""
         if self.pressure.is_on:
             self.pressure.turn_ends()
+        if self.replay.due:
+            self.replay.turn_ends()
         ready, self.ready = self.ready, []
         if self.changes is not None:
             for connection in ready:
@@ -143,6 +149,7 @@ class Broker:
             connection.hold(HELD_BY_STORE, False)
         self.retained.relieve(number)
         self.backlog.relieve(number)
+        self.replay.history.settled(number)
 
     def next_deadline(self) -> float | None:
         """When `run_timers` is due, s since the epoch."""
@@ -264,6 +271,8 @@ class Broker:
     def _detach(self, connection: Connection, session: Session, now: float) -> None:
         session.connection = None
         connection.plain_version = 0
+        if session.readings is not None:
+            self.replay.client_left(session)
         session.ended_at = now
         will, connection.will = connection.will, None
         if will is not None:
@@ -298,6 +307,8 @@ class Broker:
             group = self.routing.group(delivery.shared)
             if group is not None and not delivery.message.is_expired(now):
                 self.publish_shared(delivery.message, [group], now)
+        if session.readings is not None:
+            self.replay.session_ended(session)
         session.keep_in(None)
         session.queue.clear()
         session.subscriptions.clear()
@@ -312,7 +323,7 @@ class Broker:
         return session is not None and self.session_may_publish(session, topic)
 
     def session_may_publish(self, session: Session, topic: str) -> bool:
-        if topic[0] == "$" and topic.startswith(_OWN_TOPICS):
+        if topic[0] == "$" and topic.startswith((_OWN_TOPICS, REPLAY)):
             return session.is_bridge and topic.startswith(_BRIDGE_TOPICS)
         permissions = session.permissions
         return permissions is None or permissions.may_publish(topic)
@@ -328,6 +339,8 @@ class Broker:
             self.passage.mark(message, route.bridges)
         if message.retain:
             self._retain(message)
+        if route.history:
+            self.replay.keep(message, route.history, now)
         matched = 0
         for target in route.targets:
             if target.session is publisher:
@@ -416,16 +429,24 @@ class Broker:
 
     # -- subscriptions --
 
-    def check_subscription(self, connection: Connection, topic_filter: str) -> ReasonCode | None:
+    def check_subscription(
+        self, connection: Connection, topic_filter: str, no_local: bool = False, now: float = 0.0
+    ) -> ReasonCode | None:
         """The reason not to grant it; None: it may be granted."""
         session = connection.session
         assert session is not None
         permissions = session.permissions
-        if permissions is not None and not permissions.may_subscribe(topic_filter):
+        wanted = topic_filter
+        if topic_filter[0] == "$" and is_replay(topic_filter):
+            refusal = self.replay.refusal(connection, topic_filter, no_local, now)
+            if refusal is not None:
+                return refusal
+            wanted = parse_replay(topic_filter, now).topic_filter
+        if permissions is not None and not permissions.may_subscribe(wanted):
             return ReasonCode.NOT_AUTHORIZED
         if self.pressure.is_store_failing and session.changes is not None:
             return ReasonCode.QUOTA_EXCEEDED  # a restart would have forgotten it
-        if topic_filter.count("/") >= self.limits.max_topic_levels:
+        if wanted.count("/") >= self.limits.max_topic_levels:
             self.counters.meet("max_topic_levels")
             return ReasonCode.TOPIC_FILTER_INVALID
         if len(session.subscriptions) >= connection.limits.max_subscriptions and not (
@@ -435,12 +456,14 @@ class Broker:
             return ReasonCode.QUOTA_EXCEEDED
         return None
 
-    def subscribe(self, subscription: Subscription) -> bool:
+    def subscribe(self, subscription: Subscription, now: float) -> bool:
         """Add, or replace the one to the same filter [MQTT-3.8.4-3]; True if it is a new one."""
         session = subscription.session
         session.subscriptions[subscription.topic_filter] = subscription
         if session.changes is not None:
             session.changes.subscription(subscription)
+        if subscription.topic_filter.startswith(REPLAY):
+            return self.replay.subscribe(subscription, now)
         return self.routing.add(subscription)
 
     def unsubscribe(self, session: Session, topic_filter: str) -> bool:
@@ -448,11 +471,14 @@ class Broker:
             return False
         if session.changes is not None:
             session.changes.subscription_removed(session, topic_filter)
+        if topic_filter.startswith(REPLAY):
+            self.replay.unsubscribe(session, topic_filter)
+            return True
         return self.routing.remove(session, topic_filter)
 
     def send_retained(self, subscription: Subscription, now: float) -> None:
         """The retained messages of a new subscription, with the retain flag set [MQTT-3.3.1-8]."""
-        if subscription.topic_filter.startswith("$share/"):
+        if subscription.topic_filter.startswith(("$share/", REPLAY)):
             return  # MQTT 5.0 §4.8.2: no retained messages for shared subscriptions
         self.catch_up.start(subscription, now)
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 QueueRow = tuple[MessageRow, int, bool, tuple[int, ...], str, int, bool]
 
 
+# A message that is kept for replay: its number, when it came (s since the epoch), the message.
+KeptRow = tuple[int, float, MessageRow]
+
+
 class SessionRow(NamedTuple):
     """`ended_at`: when its connection ended, s since the epoch; None while it is connected."""
 
@@ -64,6 +68,8 @@ class Batch:
     retained: dict[str, MessageRow | None] = field(default_factory=dict)
     wills: dict[int, WillRow | None] = field(default_factory=dict)
     ended: list[int] = field(default_factory=list)  # keys of sessions that are gone with all they held
+    kept: dict[str, list[KeptRow]] = field(default_factory=dict)  # by the name of the history, in order
+    positions: dict[tuple[int, str], int | None] = field(default_factory=dict)  # by session key and topic filter
 
 
 @dataclass(slots=True)
@@ -88,6 +94,10 @@ class Snapshot:
     retained_count: int = 0
     retained_bytes: int = 0  # of topic names and payloads
     next_message_key: int = 1
+    positions: dict[tuple[int, str], int] = field(default_factory=dict)  # of sessions that read what is kept
+    last_kept: int = 0  # number of the last message that was kept, also if it is gone
+    kept_count: int = 0
+    kept_bytes: int = 0  # of topic names and payloads
 
 
 class ReadError(Exception):
@@ -108,6 +118,15 @@ class Reader(Protocol):
         ...
 
     def retained_message(self, topic: str) -> MessageRow | None: ...
+
+    def kept(self, topic_filter: str, after: int, end: int) -> tuple[list[KeptRow], int]:
+        """Of the messages kept for replay with numbers beyond *after* and up to *end*, which are all settled, those
+        that match: the first of them, as with `queue`, in order; and up to which number that is all."""
+        ...
+
+    def kept_since(self, topic_filter: str, since: float) -> int | None:
+        """The number of the first that came at *since* (s since the epoch) or later, in what keeps such topics."""
+        ...
 
 
 def message_row(message: Message) -> MessageRow:
@@ -153,6 +172,8 @@ class Changes:
         self._states: dict[Delivery, int] = {}
         self._done: dict[int, list[int]] = {}
         self._retained: dict[str, Message | None] = {}
+        self._kept: dict[str, list[tuple[int, float, Message]]] = {}
+        self._kept_count = 0
         self._batch = Batch(1)  # the rest of it
 
     def __bool__(self) -> bool:
@@ -167,18 +188,21 @@ class Changes:
             or batch.subscriptions
             or batch.wills
             or batch.ended
+            or self._kept
+            or batch.positions
         )
 
     @property
     def is_overdue(self) -> bool:
         """More has come than the store takes: whoever brings it should not be read from."""
-        count = len(self._new) + len(self._retained)
+        count = len(self._new) + len(self._retained) + self._kept_count
         return self.pending_bytes > _OVERDUE_BYTES * self.portion or count > _OVERDUE_COUNT * self.portion
 
     @property
     def is_large(self) -> bool:
         """It should be written even if nobody waits for it."""
-        return self.pending_bytes > _LARGE_BYTES or len(self._new) + len(self._retained) > _LARGE_COUNT
+        count = len(self._new) + len(self._retained) + self._kept_count
+        return self.pending_bytes > _LARGE_BYTES or count > _LARGE_COUNT
 
     def rest(self) -> int:
         """The number of the batch that output of this turn has to wait for."""
@@ -228,10 +252,20 @@ class Changes:
         batch.done = self._done
         for topic, retained in self._retained.items():
             batch.retained[topic] = None if retained is None else message_row(retained)
+        if self._kept:
+            self._fill_kept(batch, rows)
         self._new = {}
         self._states = {}
         self._done = {}
         self._retained = {}
+
+    def _fill_kept(self, batch: Batch, rows: dict[int, MessageRow]) -> None:
+        for name, kept in self._kept.items():
+            of_history = batch.kept[name] = []
+            for sequence, at, message in kept:
+                of_history.append((sequence, at, rows.get(message.key) or message_row(message)))
+        self._kept = {}
+        self._kept_count = 0
 
     # -- sessions --
 
@@ -252,6 +286,7 @@ class Changes:
         self._batch.sessions.pop(key, None)
         for topic_filter in session.subscriptions:
             self._batch.subscriptions.pop((key, topic_filter), None)
+            self._batch.positions.pop((key, topic_filter), None)
         self._batch.ended.append(key)
 
     def subscription(self, subscription: Subscription) -> None:
@@ -305,6 +340,21 @@ class Changes:
     def received_done(self, session: Session, packet_id: int) -> None:
         """Its PUBREL has come."""
         self._batch.received[session.key, packet_id] = False
+
+    # -- what is kept for replay --
+
+    def keep(self, name: str, sequence: int, at: float, message: Message) -> None:
+        """The history *name* keeps *message*, which came at *at* (s since the epoch)."""
+        self._number(message)
+        self._kept_count += 1
+        kept = self._kept.get(name)
+        if kept is None:
+            kept = self._kept[name] = []
+        kept.append((sequence, at, message))
+
+    def position(self, session: Session, topic_filter: str, after: int | None) -> None:
+        """How far the session has read by that filter; None: it reads no more."""
+        self._batch.positions[session.key, topic_filter] = after
 
     # -- retained messages and wills --
 

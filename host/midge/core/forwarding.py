@@ -71,9 +71,11 @@ def _forward(connection: Connection, publisher: Session, topic: str, wire: bytes
     counters.publish_bytes_received += payload_bytes
     copies = 0
     route = broker.routing.known.get(topic) or broker.routing.route(topic)
-    if route.bridges or publisher.is_bridge:
+    if route.is_special or publisher.is_bridge:
         for packet in p.PublishRun(topic, wire, count).publishes(version):
             broker.publish(Message(topic, packet.payload, 0), publisher, now)
+        if route.history and broker.changes is not None and broker.changes.is_overdue:
+            broker.hold_by_store(connection)
         return
     for target in route.targets:
         session = target.session
@@ -104,10 +106,10 @@ def _forward(connection: Connection, publisher: Session, topic: str, wire: bytes
 
 def _take_over(connection: Connection, publisher: Session, topic: str, data: bytes, now: float) -> bool:
     """*data*: one PUBLISH at QoS 1, not retained, not a duplicate, without properties. False, and nothing done, if
-    there is more to decide than its route says: rights, limits, bridges, shared subscriptions."""
+    there is more to decide than its route says: rights, limits, bridges, histories, shared subscriptions."""
     broker = connection.broker
     route = broker.routing.known.get(topic)
-    if route is None or route.bridges or route.groups or publisher.is_bridge or broker.pressure.is_on:
+    if route is None or route.is_special or route.groups or publisher.is_bridge or broker.pressure.is_on:
         return False
     if publisher.permissions is not None or topic[0] == "$":
         return False

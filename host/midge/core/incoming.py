@@ -159,7 +159,7 @@ def on_subscribe(connection: Connection, packet: p.Subscribe, now: float) -> Non
     codes: list[int] = []
     to_tell: dict[str, Subscription] = {}  # of what is retained; by topic filter, each of which may stand here twice
     for wanted in packet.subscriptions:
-        refusal = connection.broker.check_subscription(connection, wanted.filter)
+        refusal = connection.broker.check_subscription(connection, wanted.filter, wanted.no_local, now)
         if refusal is None:
             subscription = Subscription(
                 session,
@@ -172,7 +172,7 @@ def on_subscribe(connection: Connection, packet: p.Subscribe, now: float) -> Non
             )
             if subscription.is_bridges:
                 connection.broker.set_bridge(session, True)
-            is_new = connection.broker.subscribe(subscription)
+            is_new = connection.broker.subscribe(subscription, now)
             is_told = wanted.retain_handling == 0 or (wanted.retain_handling == 1 and is_new)
             if is_told or to_tell.pop(wanted.filter, None) is not None:
                 to_tell[wanted.filter] = subscription
@@ -201,7 +201,7 @@ def on_unsubscribe(connection: Connection, packet: p.Unsubscribe, now: float) ->
 
 def on_pingreq(connection: Connection, packet: p.Pingreq, now: float) -> None:
     session = connection.its_session()
-    if not session.queue.count:
+    if not (session.queue.count or session.is_reading):
         connection.send_bytes(_PINGRESP)
         return
     # The drained marker: PINGRESP follows what is queued for the session, so that a board that

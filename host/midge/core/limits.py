@@ -113,6 +113,7 @@ class Counters:
         "limits_met",
         "messages_received",
         "messages_sent",
+        "missed_by_history",
         "protocol_errors",
         "publish_bytes_received",
         "publish_bytes_sent",
@@ -145,6 +146,7 @@ class Counters:
         self.sessions_maximum = 0  # the most that there were at a time
         self.dropped_queue_full = 0  # QoS 1 and 2: the oldest of a full queue
         self.dropped_output_full = 0  # QoS 0: to a connection that does not read
+        self.missed_by_history = 0  # QoS 0: not kept for replay, since the store couldn't be written
         self.dropped_expired = 0  # messages whose Message Expiry Interval passed in a queue
 
         self.limits_met = dict.fromkeys(COUNTED_LIMITS, 0)  # how often, by the limit's name

@@ -102,7 +102,7 @@ class Pressure:
         route = broker.routing.route(topic)
         targets = [target if target.session is not session else target.own for target in route.targets]
         targets += [group.best(topic, True) for group in route.groups]
-        must_last = packet.retain or (packet.qos == 2 and session.changes is not None)
+        must_last = packet.retain or bool(route.history) or (packet.qos == 2 and session.changes is not None)
         must_wait = must_refuse = False
         size = len(topic) + len(packet.payload)
         for target in targets:

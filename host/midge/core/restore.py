@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from midge.core.changes import Changes, Reader, Snapshot
+from midge.core.replay_from import PREFIX as REPLAY
 from midge.core.retained import Retained
 from midge.core.routing import Subscription
 from midge.core.session import NEVER_EXPIRES, Session
@@ -21,6 +22,9 @@ def restore(broker: Broker, snapshot: Snapshot, reader: Reader, now: float) -> N
     broker.backlog.reader = reader
     broker.retained = Retained(broker.limits.max_message_memory // 2, reader)
     broker.retained.restore(snapshot.retained_count, snapshot.retained_bytes)
+    history = broker.replay.history
+    history.restore(snapshot.last_kept, reader)
+    history.count, history.bytes = snapshot.kept_count, snapshot.kept_bytes
     by_key: dict[int, Session] = {}
     for row in snapshot.sessions:
         session = by_key[row.key] = broker.new_session(row.client_id, row.key)
@@ -36,7 +40,11 @@ def restore(broker: Broker, snapshot: Snapshot, reader: Reader, now: float) -> N
         subscription = Subscription(session, *sub[1:])
         session.subscriptions[subscription.topic_filter] = subscription
         session.is_bridge = session.is_bridge or subscription.is_bridges
-        broker.routing.add(subscription)
+        if subscription.topic_filter.startswith(REPLAY):
+            after = snapshot.positions.get((sub.session_key, sub.topic_filter), snapshot.last_kept)
+            broker.replay.restore(subscription, after, now)
+        else:
+            broker.routing.add(subscription)
     for session_key, rows in snapshot.in_flight.items():
         by_key[session_key].restore_in_flight(rows)
     for session_key, queue in snapshot.queues.items():

@@ -10,7 +10,7 @@ from midge.core.limits import Limits
 from midge.core.routes import Routes
 from midge.protocol.errors import ProtocolError
 from midge.protocol.reasons import ReasonCode
-from midge.protocol.topics import split_shared
+from midge.protocol.topics import matches, split_shared
 
 if TYPE_CHECKING:
     from midge.core.session import Session
@@ -124,12 +124,14 @@ class SharedGroup:
 class Route:
     """Who gets a topic name. Shared by all messages on it: read only."""
 
-    __slots__ = ("bridges", "groups", "targets")
+    __slots__ = ("bridges", "groups", "history", "is_special", "targets")
 
-    def __init__(self, targets: list[Target], groups: list[SharedGroup]) -> None:
+    def __init__(self, targets: list[Target], groups: list[SharedGroup], history: str = "") -> None:
         self.targets = targets
         self.groups = groups
         self.bridges = [target.session for target in targets if target.session.is_bridge]
+        self.history = history  # the name of the one that keeps such messages; "": none does
+        self.is_special = bool(self.bridges or history)  # each message on it is looked at by itself
 
 
 _NOBODY = Route([], [])
@@ -154,6 +156,7 @@ class Routing:
     def __init__(self, max_levels: int = Limits().max_topic_levels) -> None:
         self._root = _Node()
         self._max_levels = max_levels  # of topic names that are routed
+        self._histories: list[str] = []  # topic filters of what is kept for replay
         self._routes = Routes()
         self.known = self._routes.by_topic  # routes by topic name, to be read only; others `route` works out
         self.count = 0  # subscriptions
@@ -226,6 +229,11 @@ class Routing:
         self._max_levels = max_levels
         self._routes.clear()
 
+    def set_histories(self, topic_filters: list[str]) -> None:
+        """Messages that match are kept, by the first that matches."""
+        self._histories = topic_filters
+        self._routes.clear()
+
     def forget_routes(self, session: Session) -> None:
         """What *session* may read, or who it is, has changed: work out anew who gets what it subscribes to."""
         for topic_filter in session.subscriptions:
@@ -251,8 +259,11 @@ class Routing:
                     if session.permissions is None or session.permissions.may_read(topic):
                         by_session.setdefault(session, []).append(subscription)
             targets = [found[0].target if len(found) == 1 else Target(found) for found in by_session.values()]
-        if groups or len(targets) > 1:
-            return Route(targets, groups)
+        history = ""
+        if self._histories:
+            history = next((each for each in self._histories if matches(each, topic)), "")
+        if groups or len(targets) > 1 or history:
+            return Route(targets, groups, history)
         return targets[0].sole_route() if targets else _NOBODY
 
     def _matches(self, topic: str) -> list[_Node]:

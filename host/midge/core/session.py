@@ -18,6 +18,7 @@ from midge.protocol.reasons import ReasonCode
 if TYPE_CHECKING:
     from midge.core.access import Permissions
     from midge.core.connection import Connection
+    from midge.core.replay import Reading
     from midge.core.routing import Subscription
     from midge.core.timers import Timer
 
@@ -87,6 +88,7 @@ class Session:
         "limits",
         "permissions",
         "queue",
+        "readings",
         "received",
         "subscriptions",
         "will_timer",
@@ -111,6 +113,7 @@ class Session:
         self.in_flight: dict[int, Delivery] = {}  # by packet identifier, in the order sent
         self.queue = Queue(key, backlog or Backlog(0))  # what waits for room in the window
         self.received: set[int] = set()  # QoS 2: PUBREC sent, PUBREL not yet received
+        self.readings: dict[str, Reading] | None = None  # what it has replayed, by topic filter; set by `Replay`
         self.last_packet_id = 0
         self.last_position = 0
         self.expiry_timer: Timer | None = None
@@ -191,6 +194,25 @@ class Session:
                 self._forget(delivery)
         self.queue.keep_only(kept)
 
+    def has_room(self, qos: int) -> bool:
+        """Whether what is delivered at *qos*, 1 or 2, is sent at once."""
+        connection = self.connection
+        return (
+            connection is not None
+            and not self.queue.count
+            and len(self.in_flight) < connection.window
+            and not (qos == 2 and self._is_stuck())
+        )
+
+    @property
+    def is_reading(self) -> bool:
+        """Something that is replayed is still to come."""
+        return self.readings is not None and not all(reading.is_idle for reading in self.readings.values())
+
+    def wake_readings(self, now: float) -> None:
+        for reading in (self.readings or {}).values():
+            reading.wake(now)
+
     def fill_window(self, now: float) -> None:
         """Send from the queue while the client may be sent more [MQTT-3.3.4-9]."""
         connection = self.connection
@@ -208,8 +230,11 @@ class Session:
                 self._forget(delivery)  # it was read back from the disk; see `drop_unreadable`
             else:
                 self._send(delivery, connection, now)
+        if self.readings is not None and not queue.count:
+            self.wake_readings(now)
         if connection.is_ping_waiting and (
-            not queue.count or queue.first_position() > connection.ping_position
+            not (queue.count or self.is_reading)
+            or (queue.count and queue.first_position() > connection.ping_position)
         ):
             connection.send_pingresp()
 
@@ -269,7 +294,7 @@ class Session:
             raise ProtocolError(ReasonCode.PROTOCOL_ERROR, f"PUBACK for a QoS 2 message ({packet_id})")
         if delivery.batch and self.changes is not None:
             self.changes.delivery_removed(self, delivery)
-        if self.queue.count:
+        if self.queue.count or self.readings is not None:
             self.fill_window(now)
 
     def pubrec(self, packet_id: int, is_refused: bool, now: float) -> bool:

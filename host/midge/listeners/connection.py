@@ -129,9 +129,12 @@ class ClientConnection:
         self._core.is_paused = True
 
     def resume_writing(self) -> None:
-        self._core.is_paused = False
+        core = self._core
+        core.is_paused = False
         self.flush()
         self._update_reading()
+        if core.session is not None and core.session.readings is not None:
+            core.session.wake_readings(self._turns.begin())
 
     def hold_reading(self, hold: bool) -> None:
         self._is_held = hold

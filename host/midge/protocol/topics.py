@@ -70,6 +70,20 @@ def matches(topic_filter: str, topic: str) -> bool:
     return all(wanted == "+" or wanted == level for wanted, level in zip(filter_levels, levels, strict=False))
 
 
+def overlap(one: str, other: str) -> bool:
+    """Whether there are topic names that match both filters, which don't begin with $."""
+    levels, others = one.split("/"), other.split("/")
+    for level, its in zip(levels, others, strict=False):
+        if level == "#" or its == "#":
+            return True
+        if level != its and level != "+" and its != "+":
+            return False
+    if len(levels) == len(others):
+        return True
+    longer = max(levels, others, key=len)
+    return longer[min(len(levels), len(others)) :] == ["#"]  # "sport/#" also matches "sport"
+
+
 def _check_text(text: str, what: str) -> None:
     if not text:
         raise ProtocolError(ReasonCode.PROTOCOL_ERROR, f"empty {what} [MQTT-4.7.3-1]")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from midge.core.changes import Batch, Reader, Snapshot
+from midge.core.history import HistoryRule
 
 
 class Store(Protocol):
@@ -32,6 +33,25 @@ class Store(Protocol):
 
     def settle(self) -> int:
         """Settle all that was written; the number of the last batch."""
+        ...
+
+    def set_histories(self, rules: list[HistoryRule]) -> None:
+        """What is kept for replay, and how long. Any thread may call it."""
+        ...
+
+    @property
+    def kept_size(self) -> tuple[int, int]:
+        """Messages that are kept for replay, and bytes of their topic names and payloads. For any thread."""
+        ...
+
+    @property
+    def is_untidy(self) -> bool:
+        """More is kept for replay than may be: `tidy` should be called."""
+        ...
+
+    def tidy(self, now: float) -> bool:
+        """Forget, in a short step, some of what is too old (*now*: s since the epoch) or too much; True: there may be
+        more of it. By the thread that writes. StoreError: nothing was forgotten."""
         ...
 
     def close(self) -> None: ...

@@ -4,7 +4,8 @@ Lasts as long as the object does; what a crash leaves is a copy made at that mom
 
 from __future__ import annotations
 
-from midge.core.changes import Batch, QueueRow, QueueSummary, Snapshot
+from midge.core.changes import Batch, KeptRow, QueueRow, QueueSummary, Snapshot
+from midge.core.history import HistoryRule
 from midge.core.message import MessageRow
 from midge.protocol.topics import matches
 from midge.store.unsettled import Unsettled
@@ -31,6 +32,21 @@ class MemoryStore:
     def settle(self) -> int:
         return self._kept.number
 
+    def set_histories(self, rules: list[HistoryRule]) -> None:
+        pass  # nothing is forgotten
+
+    @property
+    def kept_size(self) -> tuple[int, int]:
+        rows = [row for kept in self._kept.kept.values() for row in kept]
+        return len(rows), sum(len(row[2][1]) + len(row[2][2]) for row in rows)
+
+    @property
+    def is_untidy(self) -> bool:
+        return False
+
+    def tidy(self, now: float) -> bool:
+        return False
+
     def close(self) -> None:
         pass
 
@@ -45,7 +61,12 @@ class MemoryStore:
             retained_count=len(retained),
             retained_bytes=sum(len(row[1]) + len(row[2]) for row in retained),
         )
-        keys = [0, *(row[0] for row in retained)]
+        kept_rows = [row for rows in kept.kept.values() for row in rows]
+        snapshot.positions = {key: after for key, after in kept.positions.items() if after is not None}
+        snapshot.last_kept = max([row[0] for row in kept_rows], default=0)
+        snapshot.kept_count = len(kept_rows)
+        snapshot.kept_bytes = sum(len(row[2][1]) + len(row[2][2]) for row in kept_rows)
+        keys = [0, *(row[0] for row in retained), *(row[2][0] for row in kept_rows)]
         for session_key, rows in kept.queue.items():
             if rows:
                 in_order = sorted(rows.items())
@@ -69,3 +90,13 @@ class MemoryStore:
 
     def retained_message(self, topic: str) -> MessageRow | None:
         return self._kept.retained.get(topic)
+
+    def kept(self, topic_filter: str, after: int, end: int) -> tuple[list[KeptRow], int]:
+        rows = sorted(row for rows in self._kept.kept.values() for row in rows if after < row[0] <= end)
+        if len(rows) > _ROWS_MAX:
+            end = rows[_ROWS_MAX - 1][0]
+        return [row for row in rows[:_ROWS_MAX] if matches(topic_filter, row[2][1])], end
+
+    def kept_since(self, topic_filter: str, since: float) -> int | None:
+        found = [row[0] for rows in self._kept.kept.values() for row in rows if row[1] >= since]
+        return min(found, default=None)

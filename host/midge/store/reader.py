@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from midge.core.changes import QueueRow, ReadError
+from midge.core.changes import KeptRow, QueueRow, ReadError
 from midge.core.message import MessageRow
+from midge.store.plain_values import Damaged
 from midge.store.retained_names import matching
 from midge.store.schema import retained_name
+from midge.store.segment_reader import SegmentReader
 
 # What one call gives at most: no more than the loop can handle in a millisecond or two.
 _ROWS_MAX = 200
@@ -41,8 +43,18 @@ class SqliteReader:
             f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False, timeout=1
         )
 
+        self._segments = SegmentReader(self._db)
+
     def close(self) -> None:
         self._db.close()
+
+    def kept(self, topic_filter: str, after: int, end: int) -> tuple[list[KeptRow], int]:
+        with self._errors_named():
+            return self._segments.kept(topic_filter, after, end)
+
+    def kept_since(self, topic_filter: str, since: float) -> int | None:
+        with self._errors_named():
+            return self._segments.kept_since(topic_filter, since)
 
     def queue(self, session_key: int, after: int) -> list[tuple[int, QueueRow]]:
         with self._errors_named():
@@ -61,7 +73,7 @@ class SqliteReader:
     def _errors_named(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, Damaged) as error:
             raise ReadError(f"{self._path} can't be read: {error}") from error
 
     def _queue(self, session_key: int, after: int) -> list[tuple[int, QueueRow]]:

@@ -80,8 +80,26 @@ _VERSION_2 = [
     "DROP TABLE messages_1",
 ]
 
+# Version 3: what is kept for replay. A history's name is its topic filter; a segment is some hundreds of its messages
+# in one row (see `midge.store.segments`), with large values last: who looks at the others needn't read those.
+_VERSION_3 = [
+    """CREATE TABLE histories (
+        key INTEGER PRIMARY KEY, filter TEXT NOT NULL UNIQUE, last INTEGER NOT NULL, age_s REAL NOT NULL,
+        max_messages INTEGER NOT NULL, max_bytes INTEGER NOT NULL
+    )""",
+    """CREATE TABLE segments (
+        first INTEGER PRIMARY KEY, history INTEGER NOT NULL, last INTEGER NOT NULL, last_at REAL NOT NULL,
+        count INTEGER NOT NULL, bytes INTEGER NOT NULL, topics BLOB NOT NULL, messages BLOB NOT NULL
+    )""",
+    "CREATE INDEX segments_of_history ON segments (history, last, last_at, count, bytes)",
+    """CREATE TABLE positions (
+        session_key INTEGER NOT NULL, topic_filter TEXT NOT NULL, after INTEGER NOT NULL,
+        PRIMARY KEY (session_key, topic_filter)
+    ) WITHOUT ROWID""",
+]
+
 # What leads to each version from the one before. A file of a later version is refused, never guessed at.
-MIGRATIONS = {1: _VERSION_1, 2: _VERSION_2}
+MIGRATIONS = {1: _VERSION_1, 2: _VERSION_2, 3: _VERSION_3}
 VERSION = max(MIGRATIONS)
 
 

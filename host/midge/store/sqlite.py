@@ -9,13 +9,11 @@ acknowledged before the tables would see them. Cost of a message that comes and 
 from __future__ import annotations
 
 import json
-import pickle
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +26,14 @@ from midge.core.changes import (
     SubscriptionRow,
     WillRow,
 )
+from midge.core.history import HistoryRule
 from midge.core.message import MessageRow
-from midge.store import StoreError
+from midge.store import StoreError, plain_values
 from midge.store.lock import FileLock
+from midge.store.plain_values import Damaged
 from midge.store.reader import SqliteReader
 from midge.store.schema import APPLICATION_ID, MIGRATIONS, VERSION, retained_name
+from midge.store.segments import Segments
 from midge.store.unsettled import Unsettled
 
 # FULL: SQLite waits for the disk at each commit, so a commit survives power loss. OFF: it survives the
@@ -83,6 +84,7 @@ class SqliteStore:
                 # the writer's.
                 self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1)
                 self._open(_SYNCHRONOUS[durability])
+                self._segments = Segments(self._db)
                 self._replay()
                 self._reader = SqliteReader(path)
         except StoreError:
@@ -138,7 +140,7 @@ class SqliteStore:
         """Errors as a StoreError that names the file."""
         try:
             yield
-        except (OSError, sqlite3.Error, _Damaged) as error:
+        except (OSError, sqlite3.Error, Damaged) as error:
             raise StoreError(_explain(self.path, error)) from error
 
     # -- reading --
@@ -177,6 +179,10 @@ class SqliteStore:
             retained_count=count,
             retained_bytes=size,
             next_message_key=select("SELECT coalesce(max(key), 0) + 1 FROM messages").fetchone()[0],
+            positions={(key, name): after for key, name, after in select("SELECT * FROM positions")},
+            last_kept=self._segments.last,
+            kept_count=self._segments.count,
+            kept_bytes=self._segments.bytes,
         )
         self._load_queues(snapshot)
         return snapshot
@@ -198,6 +204,34 @@ class SqliteStore:
                 snapshot.queues[key].count -= 1
                 snapshot.queues[key].bytes -= len(row[0][1]) + len(row[0][2])
 
+    # -- what is kept for replay --
+
+    def set_histories(self, rules: list[HistoryRule]) -> None:
+        """What is kept, and how long. Any thread may call it."""
+        self._segments.configure(rules)
+
+    @property
+    def kept_size(self) -> tuple[int, int]:
+        """Messages that are kept for replay, and bytes of their topic names and payloads."""
+        return self._segments.count, self._segments.bytes
+
+    @property
+    def is_untidy(self) -> bool:
+        return self._segments.is_untidy
+
+    def tidy(self, now: float) -> bool:
+        with self._explained(), self._segments_restored(), self._transaction():
+            return self._segments.compact(now)
+
+    @contextmanager
+    def _segments_restored(self) -> Iterator[None]:
+        """If the transaction fails, what is known of them is read anew."""
+        try:
+            yield
+        except BaseException:
+            self._segments.load()
+            raise
+
     # -- writing --
 
     def write(self, batch: Batch) -> int:
@@ -214,7 +248,7 @@ class SqliteStore:
             try:
                 self._settle()
                 settled = batch.number
-            except sqlite3.Error:
+            except (sqlite3.Error, Damaged):
                 # It is committed all the same; most likely the disk is full, and the next commit says so.
                 pass
         self._unsettled.settled = settled
@@ -245,7 +279,8 @@ class SqliteStore:
         """Into the tables with what is left of it. In this order: `messages` must not lose its last reference
         before it has a new one."""
         todo = self._unsettled
-        with self._transaction():
+        with self._segments_restored(), self._transaction():
+            self._segments.settle(todo.kept)
             self._settle_sessions(todo)
             self._settle_queue(todo)
             self._write_rows("retained", 5, _retained_values(todo.retained.items()))
@@ -260,7 +295,7 @@ class SqliteStore:
     def _settle_sessions(self, todo: Unsettled) -> None:
         run = self._db.executemany
         ended = [(key,) for key in todo.ended]
-        for table in ("queue", "subscriptions", "received"):
+        for table in ("queue", "subscriptions", "received", "positions"):
             run(f"DELETE FROM {table} WHERE session_key=?", ended)
         run("DELETE FROM sessions WHERE key=?", ended)
         run("INSERT OR REPLACE INTO sessions VALUES (?,?,?,?)", list(todo.sessions.values()))
@@ -271,6 +306,15 @@ class SqliteStore:
         run(
             "DELETE FROM subscriptions WHERE session_key=? AND topic_filter=?",
             [key for key, row in todo.subscriptions.items() if row is None],
+        )
+        positions = todo.positions.items()
+        run(
+            "INSERT OR REPLACE INTO positions VALUES (?,?,?)",
+            [(*key, after) for key, after in positions if after is not None],
+        )
+        run(
+            "DELETE FROM positions WHERE session_key=? AND topic_filter=?",
+            [key for key, after in positions if after is None],
         )
         received = todo.received.items()
         run("INSERT OR REPLACE INTO received VALUES (?,?)", [key for key, is_there in received if is_there])
@@ -342,7 +386,7 @@ def _explain(path: Path, error: Exception) -> str:
         return f"{path} is in use by another process: stop that broker, or give another path for the store"
     if "disk is full" in text:
         return f"{path}: the disk is full"
-    if "malformed" in text or "not a database" in text or isinstance(error, _Damaged):
+    if "malformed" in text or "not a database" in text or isinstance(error, Damaged):
         return f"{path} is damaged ({text}): move it away to start empty, or restore a copy"
     return f"{path}: {text}"
 
@@ -351,8 +395,7 @@ def _explain(path: Path, error: Exception) -> str:
 
 
 def _data_of(batch: Batch) -> bytes:
-    """*batch* as it stands in the journal. Pickled plain values: encoded in C, each message once however often
-    it is referred to."""
+    """*batch* as it stands in the journal: each message once, however often it is referred to."""
     parts = (
         {key: tuple(row) for key, row in batch.sessions.items()},
         {key: row and tuple(row) for key, row in batch.subscriptions.items()},
@@ -363,25 +406,17 @@ def _data_of(batch: Batch) -> bytes:
         batch.retained,
         {key: row and tuple(row) for key, row in batch.wills.items()},
         batch.ended,
+        batch.kept,
+        batch.positions,
     )
-    return pickle.dumps(parts, 5)
-
-
-class _Damaged(Exception):
-    """What is in the file can't be ours."""
-
-
-class _PlainValues(pickle.Unpickler):
-    """Refuses anything but plain values: a file from elsewhere must not name functions to call."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"the journal holds {module}.{name}")
+    return plain_values.encode(parts)
 
 
 def _batch_of(number: int, data: bytes) -> Batch:
+    parts = plain_values.decode(data, f"batch {number} of the journal")
     try:
-        parts = _PlainValues(BytesIO(data)).load()
-        sessions, subscriptions, queue, states, done, received, retained, wills, ended = parts
+        sessions, subscriptions, queue, states, done, received, retained, wills, ended, *later = parts
+        kept, positions = later or ({}, {})  # since version 3
         return Batch(
             number,
             {key: SessionRow(*row) for key, row in sessions.items()},
@@ -393,9 +428,11 @@ def _batch_of(number: int, data: bytes) -> Batch:
             retained,
             {key: row and WillRow(*row) for key, row in wills.items()},
             ended,
+            kept,
+            positions,
         )
-    except Exception as error:  # damaged bytes make the unpickler raise whatever it likes
-        raise _Damaged(f"batch {number} of the journal: {error!r}") from error
+    except Exception as error:  # whatever else is there
+        raise Damaged(f"batch {number} of the journal: {error!r}") from error
 
 
 def _queue_values(session_key: int, position: int, row: QueueRow, is_shared: bool) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from midge.core.changes import Batch, QueueRow, SessionRow, SubscriptionRow, WillRow
+from midge.core.changes import Batch, KeptRow, QueueRow, SessionRow, SubscriptionRow, WillRow
 from midge.core.message import MessageRow
 
 
@@ -26,6 +26,8 @@ class Unsettled:
         self.retained: dict[str, MessageRow | None] = {}
         self.wills: dict[int, WillRow | None] = {}
         self.ended: list[int] = []
+        self.kept: dict[str, list[KeptRow]] = {}
+        self.positions: dict[tuple[int, str], int | None] = {}
         self.settled = 0  # number of the last batch that is in the tables
 
     def merge(self, batch: Batch) -> None:
@@ -46,6 +48,11 @@ class Unsettled:
                 mine.update(rows)
             self.entries += len(rows)
             self.bytes += sum([len(row[0][2]) for row in rows.values()])
+        self.positions.update(batch.positions)
+        for name, kept in batch.kept.items():
+            self.kept.setdefault(name, []).extend(kept)
+            self.entries += len(kept)
+            self.bytes += sum([len(row[2][2]) for row in kept])
         for key, states in batch.states.items():
             self._merge_states(key, states)
         for key, positions in batch.done.items():
@@ -85,5 +92,7 @@ class Unsettled:
             table.pop(key, None)
         for subscription in [name for name in self.subscriptions if name[0] == key]:
             del self.subscriptions[subscription]
+        for position in [name for name in self.positions if name[0] == key]:
+            del self.positions[position]
         for received in [name for name in self.received if name[0] == key]:
             del self.received[received]

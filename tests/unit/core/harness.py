@@ -54,7 +54,8 @@ class Core:
 
     def turn(self, commit: bool = True) -> None:
         """End the turn; *commit* False leaves what was changed unwritten, as a store that is busy does."""
-        while self.broker.ready:  # a connection that ends may give others something to send (its will)
+        # A connection that ends may give others something to send (its will).
+        while self.broker.ready or self.broker.replay.due:
             for connection in self.broker.end_turn():
                 connection.owner.flush()
         if self._failed is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from midge.protocol.errors import MalformedPacket, ProtocolError
-from midge.protocol.topics import check_topic_filter, check_topic_name, matches, split_shared
+from midge.protocol.topics import check_topic_filter, check_topic_name, matches, overlap, split_shared
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,24 @@ def test_matching_takes_time_in_proportion_to_the_filter_however_it_is_made() ->
     # amqtt's matcher went exponential on such filters (GHSA-2hjf-7455-w946).
     assert not matches("+/" * 10_000 + "b", "a/" * 10_000 + "a")
     assert matches("+/" * 10_000 + "#", "a/" * 10_000 + "a")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "do"),
+    [
+        ("a/b", "a/b", True),
+        ("a/b", "a/c", False),
+        ("a/+", "+/b", True),
+        ("a/+", "a", False),
+        ("a/#", "a", True),
+        ("a/#", "a/b/c", True),
+        ("a/#", "b/#", False),
+        ("a/+/c/#", "a/b/#", True),
+        ("a/+/c/#", "a/b/c", True),
+        ("a/+/c/#", "a/b", False),
+        ("#", "x", True),
+        ("+", "a/b", False),
+    ],
+)
+def test_filters_overlap_if_a_topic_name_matches_both(one: str, other: str, do: bool) -> None:
+    assert overlap(one, other) is overlap(other, one) is do
