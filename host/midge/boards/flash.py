@@ -40,7 +40,8 @@ def flash_esp(
 ) -> None:
     """Runs esptool, which also reads back a hash of what it wrote. `BoardError` with what it says and what to do."""
     flash = profile.flash
-    command = [sys.executable, "-m", "esptool", "--chip", str(flash.chip), "--port", port, "--baud", str(flash.baud)]
+    command = [sys.executable, "-P", "-m", "esptool", "--chip", str(flash.chip), "--port", port]
+    command += ["--baud", str(flash.baud)]
     if attempts is not None:
         command += ["--connect-attempts", str(attempts)]
     command += ["write-flash", *(["--erase-all"] if is_erased else []), hex(flash.offset or 0), str(firmware.path)]

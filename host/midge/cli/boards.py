@@ -294,7 +294,8 @@ def _repl(options: argparse.Namespace) -> int:
     from midge.boards.console import open_port
 
     open_port(options.port).close()  # plain words if it can't be
-    return subprocess.run([sys.executable, "-m", "mpremote", "connect", options.port, "resume", "repl"]).returncode
+    command = [sys.executable, "-P", "-m", "mpremote", "connect", options.port, "resume", "repl"]
+    return subprocess.run(command, check=False).returncode
 
 
 def _reset(options: argparse.Namespace) -> int:
