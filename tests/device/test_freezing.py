@@ -1,5 +1,5 @@
-"""device/ as part of a firmware: firmware/manifest.py for freezing, and an image of a read-only file system from which the
-unix port runs client and broker."""
+"""device/ as part of a firmware: firmware/manifest.py for freezing, and an image of a read-only file system, from which
+the unix port runs client and broker."""
 
 import os
 import queue
