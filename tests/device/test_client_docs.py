@@ -16,7 +16,7 @@ import mqtt_wire as wire
 import brokers
 
 DOCS = brokers.ROOT / "docs"
-STAND_INS = Path(__file__).with_name("stand_ins")
+STAND_INS = brokers.ROOT / "host" / "midge" / "sim" / "on_board"
 PAGES = ("always-on-controller.md", "battery-sensor.md", "from-mqtt-as.md", "from-umqtt-simple.md")
 
 

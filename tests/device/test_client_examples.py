@@ -18,7 +18,7 @@ import mqtt_wire as wire
 import brokers
 
 EXAMPLES = brokers.ROOT / "device" / "examples"
-STAND_INS = Path(__file__).with_name("stand_ins")
+STAND_INS = brokers.ROOT / "host" / "midge" / "sim" / "on_board"
 
 
 @pytest.fixture

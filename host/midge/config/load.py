@@ -21,6 +21,12 @@ _TOML_PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$
 
 def load(path: Path) -> Config:
     """Read the file at *path*. ConfigError: it can't be read, isn't TOML, or a key is wrong."""
+    data, lines = read_toml(path)
+    return parse(data, str(path), path.parent, lines)
+
+
+def read_toml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    """What a file holds, and the line of each key. ConfigError: it can't be read, or isn't TOML."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -33,7 +39,7 @@ def load(path: Path) -> Config:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(_syntax_error(path, text, str(error))) from None
-    return parse(data, str(path), path.parent, lines_of(text))
+    return data, lines_of(text)
 
 
 def parse(

@@ -4,9 +4,9 @@ import asyncio
 import json
 import sys
 
-ROOT = __file__.rsplit("/", 2)[0]
-sys.path.insert(0, ROOT + "/stand_ins")
-sys.path.insert(0, __file__.rsplit("/", 4)[0] + "/device")
+ROOT = __file__.rsplit("/", 4)[0]
+sys.path.insert(0, ROOT + "/host/midge/sim/on_board")
+sys.path.insert(0, ROOT + "/device")
 
 from network import air  # noqa: E402
 from wifi import WiFi  # noqa: E402
