@@ -31,7 +31,7 @@ BENCH ?= *
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types spec siege bridgefaults soakclient bench large mpy romfs flash deploy wheel reference clean mosquitto
+.PHONY: help setup run test lint types spec siege bridgefaults soakclient bench fleet large mpy romfs flash deploy wheel reference clean mosquitto
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -76,6 +76,9 @@ soakclient: $(STAMP) mosquitto ## 500 kills of a client with an outbox, a millio
 bench: $(STAMP) mosquitto ## measure, side by side with other programs (BENCH=host_broker ARGS="--rounds 1")
 	@for file in benchmarks/$(BENCH).py; do \
 	    echo "--- $$file $(ARGS)"; $(BIN)/python $$file $(ARGS) || exit 1; done
+
+fleet: $(STAMP) ## simulate 200 sleeping boards for an hour of theirs (1.5 minutes; ARGS="--html fleet.html")
+	@$(BIN)/midge sim run benchmarks/fleet-200.toml $(ARGS)
 
 # Full scale: some 20 minutes, and 25 GB of disk.
 large: $(STAMP) ## a million retained topics and a backlog of 10 GB: memory, time to start (ARGS="--backlog-mb 1000")

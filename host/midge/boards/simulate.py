@@ -40,8 +40,9 @@ def micropython_command() -> list[str]:
     spec = importlib.util.find_spec("micropython_run") if found.parent == Path(sys.executable).parent else None
     if spec is None or spec.origin is None:
         return [str(found)]
-    program = f"import sys; sys.path.insert(0, {str(Path(spec.origin).parent)!r}); from micropython_run import run_main; "
-    program += f"sys.argv[0] = {str(found)!r}; sys.exit(run_main(sys.argv))"
+    directory = str(Path(spec.origin).parent)
+    program = f"import sys; sys.path.insert(0, {directory!r}); sys.argv[0] = {str(found)!r}\n"
+    program += "from micropython_run import run_main; sys.exit(run_main(sys.argv))"
     return [sys.executable, "-S", "-E", "-c", program]
 
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "completion": "make the shell's Tab key know all this (midge completion bash)",
     "find": "list the brokers on the network and the boards on USB",
     "boards": "flash, deploy, set, log, update: boards on USB and on the network",
+    "sim": "simulate a fleet of boards; how long does a battery last?",
     "demo": "run the whole thing here: a broker, three simulated boards and what they say",
 }
 

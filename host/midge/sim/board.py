@@ -123,6 +123,8 @@ class SimulatedBoard:
                 cycle.awake_ms, cycle.late_ms = awake_s * 1000, late_ms
             if code and not self._power_lost.is_set():
                 self.life.crashes.append(process.obituary())
+            if self.kind.outbox == "memory":
+                self.messages.deep_sleep()
         except TimeoutError:
             self.life.crashes.append(f"{self.name} didn't go to sleep{process.quote_lines()}")
             process.kill()

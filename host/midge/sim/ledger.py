@@ -5,6 +5,7 @@ Knows what boards say and what arrives, nothing of how either travels.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 # Why a message didn't arrive. The first two aren't lost: they wait.
@@ -12,6 +13,7 @@ ON_THE_BOARD = "waits in the board's outbox"
 IN_A_QUEUE = "waits in a broker's queue"
 OUTBOX_FULL = "outbox full, the oldest dropped"
 POWER_CUT = "power cut, and the outbox was in memory that needs power"
+DEEP_SLEEP = "deep sleep, and the outbox was in memory that needs power"
 HUB_POWER_CUT = "the hub's power cut, and it has no store"
 GIVEN_UP = "given up by the program: no connection in time"
 QUICK = "QoS 0 on a connection that was lost"
@@ -71,14 +73,36 @@ class Book:
 
     def power_cut(self, is_outbox_lost: bool, are_all: bool = False) -> None:
         """*are_all*: the program keeps no outbox between its runs, so all that hasn't arrived was in memory."""
-        if not is_outbox_lost:
-            return
-        names = self.entries if are_all else self.by_packet_id.values()
+        if is_outbox_lost:
+            self._lose(self.entries if are_all else self.by_packet_id.values(), POWER_CUT)
+            self.by_packet_id.clear()
+        for name in self.by_packet_id.values():
+            self.entries[name].was_kept = True
+
+    def deep_sleep(self) -> None:
+        """The outbox was in memory that deep sleep switches off."""
+        self._lose(self.by_packet_id.values(), DEEP_SLEEP)
+        self.by_packet_id.clear()
+
+    def _lose(self, names: Iterable[str], cause: str) -> None:
         for name in names:
             entry = self.entries[name]
             if not entry.count and not entry.cause:
-                entry.cause = POWER_CUT
-        self.by_packet_id.clear()
+                entry.cause = cause
+
+    def outstanding(self, made_before: float) -> int:
+        """Messages that should arrive without anyone doing anything more."""
+        waiting = set(self.by_packet_id.values())
+        return sum(
+            not entry.count and not entry.cause and entry.made_at < made_before and name not in waiting
+            for name, entry in self.entries.items()
+        )
+
+    def forget_since(self, now: float) -> None:
+        """What was made after that and hasn't arrived: the simulation was over, nobody waited for it."""
+        self.entries = {
+            name: entry for name, entry in self.entries.items() if entry.count or entry.made_at < now
+        }
 
     def causes(self, otherwise: str = "") -> Counter[str]:
         """Of what didn't arrive. *otherwise*: of a message whose board knows nothing of it any more."""

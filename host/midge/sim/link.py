@@ -23,6 +23,7 @@ import asyncio
 import contextlib
 import random
 import socket
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
@@ -180,7 +181,7 @@ class _Connection:
         if self._is_counted:
             return
         self._is_counted = True
-        delay_s = self.link.conditions.delay_s
+        delay_s = self.link.conditions.delay_s + self.link.conditions.jitter_s / 2
         if delay_s:
             # The handshake has cost one, see `_shake_hands`.
             self.traffic.round_trips.append((self.last_up_at - self.opened_at) / (2 * delay_s))
@@ -203,9 +204,7 @@ class _Connection:
         self.count()
         self.link.connections.discard(self)
         for end in (self.board, self.broker):
-            end.cancel()
-            if end.transport is not None:
-                end.transport.abort()
+            end.reset()
         for task in self._tasks:
             task.cancel()
 
@@ -285,6 +284,15 @@ class _End(asyncio.Protocol):
             timer.cancel()
         self._timers.clear()
 
+    def reset(self) -> None:
+        """RST, not FIN, unless both have closed already."""
+        self.cancel()
+        if self.transport is not None:
+            with contextlib.suppress(OSError):
+                sock = self.transport.get_extra_info("socket")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()
+
     async def carry(self) -> None:
         waiting = b""
         nagle = self.is_board and self.connection.link.conditions.nagle
@@ -346,7 +354,8 @@ class _End(asyncio.Protocol):
         if segment:
             target.write(segment)
         elif self.is_board:
-            target.write_eof()
+            with contextlib.suppress(OSError):  # reset meanwhile, and not noticed yet
+                target.write_eof()
         else:
             target.close()
             if self.transport is not None:

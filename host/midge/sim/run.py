@@ -251,6 +251,7 @@ class Simulation:
     async def _end(self) -> None:
         """No further cycle; then each sleeping board once more, without losses, so that what waits arrives."""
         assert self.laptop is not None
+        ended_at = time.time()
         sleeping = [board for board in self.boards if board.sleeps]
         for board in sleeping:
             board.is_ending.set()
@@ -264,13 +265,15 @@ class Simulation:
                 link.conditions = Conditions(link.conditions.delay_s)
         for board in self.boards:
             board.restore_power()
-        await self._settle()
+        await self._settle(ended_at)
         self.waiting_at_end = {board.name: len(board.messages.by_packet_id) for board in sleeping}
         if not self.is_stopped:
             await self._wake_all(sleeping)
-            await self._settle()
+            await self._settle(ended_at)
         for board in self.boards:
             board.is_ending.set()
+            board.messages.forget_since(ended_at)
+            board.commands.forget_since(ended_at)
         if self._broker is not None:
             self.load.broker_cpu_s = cpu_of(self._broker.pid)
 
@@ -287,11 +290,18 @@ class Simulation:
 
         await asyncio.gather(*(wake(board) for board in boards))
 
-    async def _settle(self) -> None:
+    async def _settle(self, made_before: float) -> None:
+        """Until all has arrived that is on its way, or nothing has come for a while."""
         assert self.laptop is not None
-        deadline = time.monotonic() + SETTLE_MAX_S
-        quiet_since = time.monotonic()
-        while time.monotonic() < deadline and time.monotonic() - max(quiet_since, self.laptop.last_at) < QUIET_S:
+        begun_at = time.monotonic()
+        while (now := time.monotonic()) < begun_at + SETTLE_MAX_S:
+            # Commands may wait in a broker's queue for a board that sleeps.
+            books = [book for board in self.boards
+                     for book in (board.messages, *([] if board.sleeps else [board.commands]))]  # fmt: skip
+            if not any(book.outstanding(made_before) for book in books):
+                return
+            if now - max(begun_at, self.laptop.last_at) > QUIET_S:
+                return
             await asyncio.sleep(0.05)
 
     async def _stop_all(self) -> None:
