@@ -24,6 +24,13 @@ _LINE_S = 10.0
 
 
 def run(argv: list[str]) -> int:
+    options = _parser().parse_args(argv)
+    if options.command == "init":
+        return _init(options.file)
+    return _run(options)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="midge sim", description="Fleets of simulated boards: MicroPython's unix port runs the real programs."
     )
@@ -34,10 +41,7 @@ def run(argv: list[str]) -> int:
     runs.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots")
     init = commands.add_parser("init", help="print a commented example of a FLEET.toml")
     init.add_argument("file", nargs="?", type=Path, help="write it there, unless it exists")
-    options = parser.parse_args(argv)
-    if options.command == "init":
-        return _init(options.file)
-    return _run(options)
+    return parser
 
 
 def _init(file: Path | None) -> int:
