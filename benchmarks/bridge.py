@@ -23,7 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from broker_processes import HOST, Broker, mosquitto, mosquitto_version
-from mqtt_load import Client, Faults, Publisher, serve
+
+from midge.load.clients import Client, Faults, Publisher, serve
 
 HELD = 10_000
 WINDOW = 20

@@ -5,7 +5,8 @@ Run: python benchmarks/host_broker.py [--rounds 3] [--seconds 1] [--only q1,fano
 
 The brokers are started here, fresh for each scenario, and take turns (A B A B ...); figures are medians. Without
 --python the midge that runs is this interpreter's; each row says whether it was pure Python or compiled (`make wheel`).
-Every message is checked (see mqtt_load.py). Exit code 1: at QoS 1 or 2 midge lost one, sent it twice or out of order.
+Every message is checked (see midge.load.clients). Exit code 1: at QoS 1 or 2 midge lost one, sent it twice or out of
+order.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ from pathlib import Path
 from typing import Any
 
 from broker_processes import HOST, Broker, form_of, mosquitto_version, start_midge, start_mosquitto
-from mqtt_load import BEHIND_MAX, IDLE_S, SMALL_BYTES, Client, Faults, Publisher, serve, topic_name
 
+from midge.load import flows
+from midge.load.clients import IDLE_S, SMALL_BYTES, Address, Client, Faults, Publisher, serve
+from midge.load.flows import WINDOW, Shape
 from midge.protocol import packets as p
 from midge.protocol.encoder import encode
 
-WINDOW = 20  # messages at QoS 1 and 2 that a publisher has under way; both brokers' own window too
 LARGE_BYTES = 4096
 QUEUED_MESSAGES = 10_000
 CONNECTING = 50  # connections in progress at the same time
@@ -87,111 +89,19 @@ def measured(broker: Broker) -> Iterator[Result]:
 _numbers = iter(range(1, 1 << 60))
 
 
-class Flow:
-    """One publisher and those who subscribe to its topic."""
-
-    def __init__(self, publisher: Publisher, subscribers: list[Client]) -> None:
-        self.publisher = publisher
-        self.subscribers = subscribers
-        self.slowest = 0  # messages that every subscriber has; set by `count`
-
-    def count(self) -> int:
-        topic = self.publisher.topic
-        self.slowest = min([subscriber.delivered_of(topic) for subscriber in self.subscribers])
-        return self.slowest
-
-    @property
-    def is_done(self) -> bool:
-        publisher = self.publisher
-        return self.slowest >= publisher.sent and (not publisher.qos or publisher.acknowledged >= publisher.sent)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """*pairs* topics with a publisher and a subscriber each; or one with *subscribers*; or *publishers* to one."""
-
-    qos: int
-    pairs: int = 1
-    subscribers: int = 1
-    publishers: int = 0
-    window: int = WINDOW
-    size: int = 0  # bytes; 0: small ones, compared in whole chunks
-    is_clean: bool = True
-
-    def flows(self, broker: Broker) -> list[Flow]:
-        number = next(_numbers)
-        if self.publishers:
-            everything = Client(broker.port, f"subscriber-{number}", clean=self.is_clean)
-            everything.subscribe(self.qos, topic_name(0).replace("kitchen000", "+"))
-            publishers = [self._publisher(broker, one, self.size or SMALL_BYTES) for one in range(self.publishers)]
-            return [Flow(publisher, [everything]) for publisher in publishers]
-        kinds = () if self.size else {0: (0x30,), 1: (0x32,), 2: (0x34, 0x62)}[self.qos]
-        flows = []
-        for topic in range(self.pairs):
-            subscribers = [
-                Client(broker.port, f"subscriber-{number}-{topic}-{one}", kinds, self.is_clean, topic)
-                for one in range(self.subscribers)
-            ]
-            for subscriber in subscribers:
-                subscriber.subscribe(self.qos)
-            flows.append(Flow(self._publisher(broker, topic, self.size), subscribers))
-        return flows
-
-    def _publisher(self, broker: Broker, topic: int, size: int) -> Publisher:
-        return Publisher(broker.port, self.qos, self.window, topic, size, BEHIND_MAX // (self.publishers or 1))
-
-
 def flow(broker: Broker, seconds: float, shape: Shape) -> Result:
     """Each publisher is as fast as its window allows."""
-    flows = shape.flows(broker)
-    subscribers = list({id(one): one for each in flows for one in each.subscribers}.values())
     with measured(broker) as result:
-        start = last = time.perf_counter()
-        seen = 0
-
-        def go_on() -> bool:
-            nonlocal last, seen
-            delivered = sum([one.count() for one in flows])
-            now = time.perf_counter()
-            if delivered > seen:
-                seen, last = delivered, now
-            if now - start >= seconds:
-                return all(one.is_done for one in flows)
-            for one in flows:
-                one.publisher.publish(one.slowest)
-            return False
-
-        serve([*(one.publisher for one in flows), *subscribers], go_on)
-        result.seconds = last - start
-    for one in flows:
-        one.publisher.close()
-        for subscriber in one.subscribers:
-            result.faults.lost += one.publisher.sent - subscriber.delivered_of(one.publisher.topic)
-    for subscriber in subscribers:
-        result.count += subscriber.delivered
-        result.faults.add(subscriber.faults)
-        subscriber.end_session() if not shape.is_clean else subscriber.close()
+        outcome = flows.run(Address(port=broker.port), seconds, shape)
+        result.seconds, result.count, result.faults = outcome.seconds, outcome.count, outcome.faults
     return result
 
 
 def ping_pong(broker: Broker, seconds: float, qos: int) -> Result:
     """One message at a time: from `send` to its arrival at the subscriber."""
-    sub = Client(broker.port, f"subscriber-{next(_numbers)}", ((0x30, 0x32)[qos],))
-    sub.subscribe(qos)
-    publisher = Publisher(broker.port, qos, 1)
     with measured(broker) as result:
-        end = time.perf_counter() + seconds
-        while (start := time.perf_counter()) < end:
-            publisher.publish(publisher.sent)
-            while sub.delivered < publisher.sent:
-                sub.receive()
-            result.latencies_us.append((time.perf_counter() - start) * 1e6)
-            while qos and publisher.acknowledged < publisher.sent:
-                publisher.receive()
-        result.count = sub.delivered
-    result.faults.add(sub.faults)
-    publisher.close()
-    sub.close()
+        outcome = flows.ping_pong(Address(port=broker.port), seconds, qos)
+        result.count, result.faults, result.latencies_us = outcome.count, outcome.faults, outcome.latencies_us
     return result
 
 

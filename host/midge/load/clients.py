@@ -1,4 +1,4 @@
-"""MQTT clients that load a broker and check what comes back: the other end of `host_broker.py`.
+"""MQTT clients that load a broker and check what comes back.
 
 One thread of Python is both ends of every message. It is fast enough because, wherever it can, it decides nothing per
 message: payloads are numbered 0 to 65,534 over and over, and so are brokers' packet identifiers, so that what has to
@@ -13,8 +13,9 @@ import contextlib
 import copy
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from midge.protocol import packets as p
 from midge.protocol.encoder import encode
@@ -32,8 +33,36 @@ BEHIND_MAX = 500
 ANSWER = {0x32: 0x40, 0x34: 0x50, 0x50: 0x62, 0x62: 0x70}
 
 
+class Address(NamedTuple):
+    """Where a broker is, and as whom."""
+
+    host: str = HOST
+    port: int = 1883
+    username: str | None = None
+    password: str | None = None
+
+
+class Refused(ConnectionError):
+    """The broker doesn't let us do what was to be measured."""
+
+
+_root = "bench"  # set by `use_root`
+
+
+def use_root(root: str) -> None:
+    """The first levels of the topics. Before any client is made: what was made with another one can't be compared."""
+    global _root
+    _root = root
+    _streams.clear()
+
+
 def topic_name(number: int) -> str:
-    return f"bench/kitchen{number:03}/temperature"  # of one length
+    return f"{_root}/kitchen{number:03}/temperature"  # of one length
+
+
+def every_topic() -> str:
+    """The filter that all of them match."""
+    return f"{_root}/+/temperature"
 
 
 def payload(number: int, size: int) -> bytes:
@@ -160,6 +189,10 @@ class Tracker:
 
 # -- clients --
 
+# MQTT 3.1.1 table 3.1
+_CONNACK = {1: "protocol version", 2: "client identifier", 3: "unavailable", 4: "user name or password",
+            5: "not authorised"}  # fmt: skip
+
 
 class Client:
     """One connection: compares what comes with what must come, and answers it.
@@ -169,9 +202,15 @@ class Client:
     """
 
     def __init__(
-        self, port: int, client_id: str, expects: tuple[int, ...] = (), clean: bool = True, topic: int = 0
+        self,
+        where: int | Address,
+        client_id: str,
+        expects: tuple[int, ...] = (),
+        clean: bool = True,
+        topic: int = 0,
     ) -> None:
-        self._port = port
+        """*where*: an address, or a port of this machine. Raises `Refused` if the broker doesn't let us in."""
+        self.address = address = Address(port=where) if isinstance(where, int) else where
         self._client_id = client_id
         self._topic = topic
         self.received = dict.fromkeys(expects, 0)  # packets by first byte
@@ -182,10 +221,14 @@ class Client:
         self._is_predictable = bool(expects)  # cleared by the first packet that is another than the next one
         self._rest = b""
         self._unsent = b""
-        self.socket = socket.create_connection((HOST, port), 10)
+        self.socket = socket.create_connection(address[:2], 10)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.send(encode(p.Connect(client_id, clean, 600, 4), 4))
-        self.session_present = bool(self._read_exactly(4)[2])
+        password = None if address.password is None else address.password.encode()
+        self.send(encode(p.Connect(client_id, clean, 600, 4, username=address.username, password=password), 4))
+        connack = self._read_exactly(4)
+        if connack[3]:
+            raise Refused(f"the broker refuses the connection: {_CONNACK.get(connack[3], connack[3])}")
+        self.session_present = bool(connack[2])
 
     def _read_exactly(self, size: int) -> bytes:
         data = b""
@@ -200,7 +243,9 @@ class Client:
         wanted = [p.Subscription(one, qos) for one in filters or (topic_name(self._topic),)]
         self.send(encode(p.Subscribe(1, wanted), 4))
         size = 4 + len(wanted) + (len(wanted) + 2 > 127)
-        assert set(self._read_exactly(size)[size - len(wanted) :]) == {qos}
+        granted = set(self._read_exactly(size)[size - len(wanted) :])
+        if granted != {qos}:
+            raise Refused(f"the broker grants QoS {sorted(granted)} instead of {qos} (128: not allowed)")
 
     def close(self) -> None:
         self.socket.setblocking(True)
@@ -211,7 +256,7 @@ class Client:
     def end_session(self) -> None:
         """Close, and let nothing of a session that was kept stay behind."""
         self.close()
-        Client(self._port, self._client_id).close()
+        Client(self.address, self._client_id).close()
 
     def send(self, data: bytes) -> None:
         """What the kernel doesn't take now leaves with the next call, or with `flush`."""
@@ -326,11 +371,17 @@ class Publisher(Client):
     """Sends as many messages as its window lets it."""
 
     def __init__(
-        self, port: int, qos: int, window: int, topic: int = 0, size: int = 0, behind_max: int = BEHIND_MAX
+        self,
+        where: int | Address,
+        qos: int,
+        window: int,
+        topic: int = 0,
+        size: int = 0,
+        behind_max: int = BEHIND_MAX,
     ) -> None:
         """*size*, bytes: messages are made one by one; else small ones are taken from what was made before."""
-        acknowledgements = {0: (), 1: (0x40,), 2: (0x50, 0x70)}[qos]
-        super().__init__(port, f"publisher-{topic}", acknowledgements)
+        acknowledgements: dict[int, tuple[int, ...]] = {0: (), 1: (0x40,), 2: (0x50, 0x70)}
+        super().__init__(where, f"{_root}-publisher-{topic}", acknowledgements[qos])
         self.qos = qos
         self.topic = topic_name(topic).encode()
         self.sent = 0
@@ -360,20 +411,28 @@ class Publisher(Client):
             self.send(self._messages.take(room))
 
 
-def serve(clients: list[Client], after_each: Callable[[], bool]) -> None:
+def _poller() -> tuple[Callable[[int], None], Callable[[float], Iterable[tuple[int, int]]]]:
+    """What registers a file, and what waits so many seconds: epoll, where the system has it."""
+    if hasattr(select, "epoll"):
+        epoll = select.epoll()
+        return lambda fd: epoll.register(fd, select.EPOLLIN), epoll.poll
+    poll = select.poll()
+    return lambda fd: poll.register(fd, select.POLLIN), lambda seconds: poll.poll(seconds * 1000)
+
+
+def serve(clients: Iterable[Client], after_each: Callable[[], bool]) -> None:
     """Let the clients receive and answer until *after_each* says True, or nothing moves any more."""
-    poller = select.epoll()
+    register, wait = _poller()
     by_fd = {client.socket.fileno(): client for client in clients}
-    for client in clients:
+    for fd, client in by_fd.items():
         client.socket.setblocking(False)
-        poller.register(client.socket, select.EPOLLIN)
-    with poller:
-        while not after_each():
-            unsent = [client for client in clients if client._unsent]
-            ready = poller.poll(0.001 if unsent else IDLE_S)
-            if not ready and not unsent:
-                return
-            for fd, _ in ready:
-                by_fd[fd].receive()
-            for client in unsent:
-                client.flush()
+        register(fd)
+    while not after_each():
+        unsent = [client for client in by_fd.values() if client._unsent]
+        ready = wait(0.001 if unsent else IDLE_S)
+        if not ready and not unsent:
+            return
+        for fd, _ in ready:
+            by_fd[fd].receive()
+        for client in unsent:
+            client.flush()
