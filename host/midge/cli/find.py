@@ -1,5 +1,5 @@
 """`midge find`: brokers on the network, boards and cables on USB.
-Knows options and how to print; `midge.mdns` asks the network, pyserial the USB ports.
+Knows options and how to print; `midge.mdns` asks the network, `midge.boards.usb` the USB ports.
 """
 
 from __future__ import annotations
@@ -9,22 +9,9 @@ import asyncio
 import json
 import sys
 from dataclasses import asdict
-from typing import Any
 
 from midge import mdns
-
-# USB vendors of boards that run MicroPython, and of the UART chips on such boards; what else is on USB isn't shown
-# unless it is asked for. From MicroPython's ports and the Linux kernel's usb-serial drivers.
-_VENDORS = {
-    0x2E8A: "Raspberry Pi (RP2040, RP2350)",
-    0x303A: "Espressif (ESP32)",
-    0xF055: "MicroPython (pyboard)",
-    0x10C4: "Silicon Labs CP210x (many ESP32 boards)",
-    0x1A86: "WCH CH340 (many ESP boards)",
-    0x0403: "FTDI",
-    0x239A: "Adafruit",
-    0x2341: "Arduino",
-}
+from midge.boards import usb
 
 _EXAMPLES = """\
 examples:
@@ -68,34 +55,13 @@ def run(argv: list[str]) -> int:
             print(json.dumps({"kind": "broker", "url": service.url, **asdict(service)}))
         else:
             print(f"{service.url:40} {service.instance} ({', '.join(service.addresses)})")
-    for port in _serial_ports(options.all):
+    for port in usb.serial_ports(options.all):
         code = 0
         if options.json:
-            print(json.dumps({"kind": "serial", **port}))
+            print(json.dumps({"kind": "serial", **asdict(port)}))
         else:
-            number = f", number {port['serial_number']}" if port["serial_number"] else ""
-            print(f"{port['device']:40} {port['what']}{number}")
+            number = f", number {port.serial_number}" if port.serial_number else ""
+            print(f"{port.device:40} {port.what}{number}")
     if code and not options.json:
         print("nothing found: no broker answers by mDNS, no board is on USB", file=sys.stderr)
     return code
-
-
-def _serial_ports(is_all: bool) -> list[dict[str, Any]]:
-    """Serial ports; empty where pyserial isn't installed."""
-    try:
-        from serial.tools import list_ports
-    except ImportError:
-        return []
-    found = []
-    for port in sorted(list_ports.comports(), key=lambda each: each.device):
-        what = _VENDORS.get(port.vid or 0)
-        if what or is_all:
-            found.append(
-                {
-                    "device": port.device,
-                    "what": what or port.description or "?",
-                    "product": port.product,
-                    "serial_number": port.serial_number,
-                }
-            )
-    return found
