@@ -45,7 +45,7 @@ def test_each_from_of_the_replay_page_is_one() -> None:
 
 def test_the_keys_of_a_history_are_on_its_page_with_their_defaults() -> None:
     section = REPLAY.partition("## What is kept")[2]
-    rows = dict(re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([^|]*) \|", section, re.MULTILINE))
+    rows = dict(re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| *([^|]*?) *\|", section, re.MULTILINE))
     assert [name for keys in rows for name in re.findall(r"\w+", keys)] == list(History.model_fields)
     limits = History(filter="a")
     assert (limits.age, limits.max_messages, limits.max_bytes) == ("30d", 10_000_000, 1_000_000_000)
