@@ -23,6 +23,8 @@ PLAIN = tuple(each for each in FILTERS if each not in ("#", "+/+"))
 _SOON_S = 0.1
 # Steps after which a history that should have come to rest is said to go round in circles.
 _REST_STEPS_MAX = 20_000
+# A client whose message is refused is disconnected (3.1.1), and each time that it comes back there is more room.
+_RECONNECTIONS_MAX = 50
 
 
 class History:
@@ -39,7 +41,7 @@ class History:
         self.is_shared_strict = self.has_shared and rng.random() < 0.5
         self.has_retained = rng.random() < 0.5
         self.has_expiry = rng.random() < 0.3
-        limits = {
+        limits: dict[str, Any] = {
             "max_inflight_messages": rng.choice([1, 2, 5, 20]),
             "max_queued_messages": rng.choice([3, 10]) if rng.random() < 0.2 else 1000,
             "max_output_bytes": rng.choice([100, 8_000_000]),
@@ -47,11 +49,15 @@ class History:
             "receive_maximum": 20,
             "topic_alias_maximum": 3,
         }
+        # Of a generator of its own, so that each seed is still the history that it was without.
+        if limits["max_queued_messages"] < 1000:
+            limits["queue_full"] = random.Random(-seed).choice(["drop-oldest", "reject", "wait"])
         self.world = World(rng, limits)
         self.peers = [self._new_peer(f"c{number}") for number in range(rng.randint(2, 5))]
         if self.is_shared_strict:
             for each in SHARED_FILTERS:
                 self.peers[0].wanted[each] = (p.Subscription(each, 1), 0)
+        self.world.may_exceed = self.has_shared or any(peer.habits.has_will for peer in self.peers)
         self.next_number = 0
         self.weights = self._choose_weights()
 
@@ -357,13 +363,17 @@ class History:
         """The faults are over: every client that has a session comes back, and everything is acknowledged."""
         self._note("calm")
         self._rest()
-        for peer in self.peers:
-            if peer.keeps_session and not (peer.link is not None and peer.is_connected):
+        for _ in range(_RECONNECTIONS_MAX):
+            away = [peer for peer in self.peers if peer.keeps_session and not (peer.link and peer.is_connected)]
+            for peer in away:
                 self._note("connect", peer.name)
                 peer.connect()
-        self._rest()
+            self._rest()
+            if not away:
+                break
         for link in self.world.links:
             require(not link.unanswered, f"{link.name} was never answered: {list(link.unanswered)}")
+            require(not link.waiting, f"{link.name} waits for ever: {list(link.waiting)}")
 
     def _check_owed(self) -> None:
         world = self.world
@@ -386,7 +396,7 @@ class History:
         world = self.world
         self._check_owed()
         audit.idle(world.broker)
-        audit.sizes(world.broker)
+        audit.sizes(world.broker, world.may_exceed)
         if not world.total_dropped():
             for peer in self.peers:
                 peer.check_order()

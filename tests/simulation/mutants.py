@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from midge.core import pressure
 from midge.core.broker import Broker
 from midge.core.changes import Changes
 from midge.core.connection import Connection
@@ -125,6 +126,18 @@ def lose_what_a_shared_subscriber_leaves(patch: Patch) -> None:
     patch(Session, "take_shared", lambda self: iter(()))
 
 
+def take_what_no_queue_has_room_for(patch: Patch) -> None:
+    patch(pressure, "_has_room", lambda session, size: True)
+
+
+def let_publishers_wait_for_ever(patch: Patch) -> None:
+    patch(pressure.Pressure, "turn_ends", lambda self: None)
+
+
+def refuse_those_who_are_owed_something(patch: Patch) -> None:
+    patch(pressure, "_is_owed", lambda connection: False)
+
+
 MUTANTS = [
     acknowledge_before_commit,
     send_in_the_midst_of_a_turn,
@@ -139,4 +152,7 @@ MUTANTS = [
     forget_the_expiry_timer,
     publish_a_will_after_disconnect,
     lose_what_a_shared_subscriber_leaves,
+    take_what_no_queue_has_room_for,
+    let_publishers_wait_for_ever,
+    refuse_those_who_are_owed_something,
 ]

@@ -379,6 +379,8 @@ class Peer:
         self._answer(p.Pubcomp(packet.packet_id), number if number >= 0 else None)
 
     def _on_acknowledged(self, packet: p.Puback | p.Pubcomp) -> None:
+        if self._is_refused(packet):
+            return
         is_repeated = isinstance(packet, p.Pubcomp) and packet.reason_code == 0x92  # PUBREL came twice
         require(packet.reason_code < 0x80 or is_repeated, f"{self.name}: {packet}")
         if packet.packet_id in self.under_way:
@@ -387,7 +389,18 @@ class Peer:
             require(is_qos_2 == (message.qos == 2) == is_received, f"{self.name}: {packet} for {message}")
         self._publish_waiting()
 
+    def _is_refused(self, packet: p.Puback | p.Pubcomp | p.Pubrec) -> bool:
+        """A queue was full: the client gives the message up, and its identifier is free."""
+        if packet.reason_code != 0x97 or not self.world.has_pressure:
+            return False
+        require(not isinstance(packet, p.Pubcomp), f"{self.name}: {packet}")
+        self.under_way.pop(packet.packet_id, None)
+        self._publish_waiting()
+        return True
+
     def _on_pubrec(self, packet: p.Pubrec) -> None:
+        if self._is_refused(packet):
+            return
         require(packet.reason_code < 0x80, f"{self.name}: {packet}")
         assert self.link is not None
         if packet.packet_id in self.under_way:

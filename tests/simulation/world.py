@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
+from midge.core import incoming
 from midge.core.broker import Broker
 from midge.core.changes import Batch
+from midge.core.connection import Connection
 from midge.core.limits import Limits
 from midge.core.restore import restore
 from midge.protocol import packets as p
@@ -51,6 +54,7 @@ class Link:
         self.session = 0  # which of the client's sessions this connection got
         self.operation: Operation | None = None  # of CONNECT
         self.unanswered: deque[tuple[type, int, Operation]] = deque()
+        self.waiting: deque[tuple[p.Publish, int]] = deque()  # with their numbers: until there is room in a queue
         self.expected_qos0: dict[int, None] = {}
         self.connection = world.broker.open(client.name, self, world.now)
         self._decoder = Decoder("client", 5 if self.version == 5 else 4)
@@ -121,13 +125,17 @@ class Link:
         return self.is_open_here and not self.down and (self.is_closing_there or not self.is_open_there)
 
 
+def _answer(packet: p.Publish) -> type:
+    return p.Puback if packet.qos == 1 else p.Pubrec
+
+
 _ANSWERS = {p.Puback, p.Pubrec, p.Pubcomp, p.Suback, p.Unsuback}
 
 
 class World:
     """One broker after another on the same store. All that happens is chosen by *rng*."""
 
-    def __init__(self, rng: random.Random, limits: dict[str, int]) -> None:
+    def __init__(self, rng: random.Random, limits: dict[str, Any]) -> None:
         self.rng = rng
         self.now = 1_000_000.0
         self.limits = limits
@@ -138,9 +146,14 @@ class World:
         self.attached: dict[str, Link] = {}  # by client: the link that has its session
         self.expires_at: dict[int, float] = {}
         self.dropped = 0  # by policy, counted by the brokers that have ended
+        self.may_exceed = True  # see audit.sizes
         self.crashes = 0
         self.is_turn_due = False
         self._start()
+
+    @property
+    def has_pressure(self) -> bool:
+        return self.limits.get("queue_full", "drop-oldest") != "drop-oldest"
 
     def _start(self) -> None:
         self.broker = Broker(Limits(**self.limits), None, is_durable=True)
@@ -149,7 +162,7 @@ class World:
         self.batch: Batch | None = None  # being written
         self._view: Any = None  # of the memory, when the batch was taken
         self.is_batch_kept = False
-        audit.sizes(self.broker)
+        audit.sizes(self.broker, self.may_exceed)
         self._end_turn()
 
     @property
@@ -174,13 +187,22 @@ class World:
         """Some of what the client sent arrives in one chunk."""
         count = self.rng.randint(1, len(link.up))
         taken = [link.up.popleft() for _ in range(count)]
-        was_closing = link.connection.is_closing
-        link.connection.receive_data(b"".join(data for data, _, _ in taken), self.now)
-        self.is_turn_due = True
-        if not was_closing:
-            for _, packet, tag in taken:
-                if packet is not None:
+        # Where queues refuse, one by one: whether they do can't be told from the packet alone.
+        for chunk in [[each] for each in taken] if self.has_pressure else [taken]:
+            was_closing = link.connection.is_closing
+            pressure, counters = self.broker.pressure, self.broker.counters
+            refused, waiting = counters.refused_queue_full, pressure.waiting(link.connection)
+            link.connection.receive_data(b"".join(data for data, _, _ in chunk), self.now)
+            for _, packet, tag in () if was_closing else chunk:
+                if packet is None:
+                    continue
+                if counters.refused_queue_full > refused:
+                    self.refused(link, packet)
+                elif pressure.waiting(link.connection) > waiting:
+                    link.waiting.append((packet, tag))
+                else:
                     self._handled(link, packet, tag)
+        self.is_turn_due = True
         require(not self.broker.counters.protocol_errors, f"{link.name}: {link.connection.close_reason}")
 
     def end_turn(self) -> None:
@@ -193,6 +215,8 @@ class World:
             link.flush()
             if not connection.is_drained:
                 self.waiting.append(link)
+        if self.has_pressure:
+            audit.sizes(self.broker, self.may_exceed)
         self._write_soon()
 
     def _write_soon(self) -> None:
@@ -237,6 +261,7 @@ class World:
         link.is_open_there = False
         link.up.clear()
         link.unanswered.clear()
+        link.waiting.clear()
         link.expected_qos0.clear()
         link.connection.lost(self.now)
         if self.attached.get(link.name) is link:
@@ -266,6 +291,7 @@ class World:
             link.is_open_there = False
             link.expected_qos0.clear()
             link.unanswered.clear()
+            link.waiting.clear()
             link.up.clear()
             for _ in range(self.rng.randrange(len(link.down) + 1)):
                 link.down.pop()  # the system sends what it has, as far as the network lets it
@@ -336,15 +362,42 @@ class World:
         link.has_will = will is not None
         self.attached[name] = link
 
+    def refused(self, link: Link, packet: p.Publish) -> None:
+        """A queue is full: nobody gets it. 5.0 is told so, 3.1.1 disconnected."""
+        if link.version == 5:
+            link.unanswered.append((_answer(packet), packet.packet_id, self.model.begin()))
+        else:
+            require(link.connection.is_closing, f"{link.name} was refused, and goes on")
+
+    def taken(self, link: Link, packet: p.Publish, number: int) -> None:
+        """It has waited, and there is room."""
+        self._published(link, packet, self.messages[number], self.model.begin())
+
     def _published(self, link: Link, packet: p.Publish, message: Sent, operation: Operation) -> None:
         is_new = True
         if packet.qos == 2:
             is_new = self.model.receive(link.name, packet.packet_id)
         if packet.qos:
-            kind = p.Puback if packet.qos == 1 else p.Pubrec
-            link.unanswered.append((kind, packet.packet_id, operation))
+            link.unanswered.append((_answer(packet), packet.packet_id, operation))
         if is_new:
             if message.expiry_s is not None:
                 # Of the first copy: one that is taken again (QoS 1) may find nobody who is owed it.
                 self.expires_at.setdefault(message.number, self.now + message.expiry_s)
             self.model.publish(message, self.now)
+
+
+def _hook(name: str, tell: Callable[[Link, p.Publish, int], None]) -> None:
+    """Have the model told of a message that has waited (see `midge.core.pressure`): *name* decides on it."""
+    original = getattr(incoming, name)
+
+    def decide(connection: Connection, packet: p.Publish, *rest: Any) -> None:
+        original(connection, packet, *rest)
+        link = connection.owner
+        if isinstance(link, Link) and link.waiting:
+            tell(link, *link.waiting.popleft())
+
+    setattr(incoming, name, decide)
+
+
+_hook("take_publish", lambda link, packet, number: link.world.taken(link, packet, number))
+_hook("refuse_publish", lambda link, packet, number: link.world.refused(link, packet))

@@ -8,7 +8,8 @@ with the message. Where several queues are full, "reject" comes before "wait", a
 - "reject": refused as a whole, so that nobody gets it. If those with room got it, they would get it again each time
   the publisher tries again, and the publisher could not tell who has it. So one session whose queue is full stops
   its topics for all who share them: whoever chooses "reject" would rather have that than lose a message. (RabbitMQ,
-  for one, delivers to those with room and refuses all the same.)
+  for one, delivers to those with room and refuses all the same.) A 3.1.1 client, which learns it by being
+  disconnected, first gets what it is owed itself: its message waits for that.
 - "wait": the message is kept here, not acknowledged, until there is room in all queues; what its publisher sends
   at QoS 1 and 2 meanwhile queues behind it, so that the order of messages and of acknowledgements is kept
   [MQTT-4.6.0-2], [MQTT-4.6.0-6]. The publisher's own window, or Receive Maximum, slows it down.
@@ -60,6 +61,7 @@ class Pressure:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._waiting: dict[Connection, _Waiting] = {}  # longest wait first
+        self._owed: dict[Connection, None] = {}  # of these: to be refused once they have what they are owed themselves
         self.is_store_failing = False  # set by `store_failed`, cleared by `store_recovered`
         self.is_on = False
         self.update()
@@ -120,6 +122,11 @@ class Pressure:
             counters.refused_store_failing += 1
             incoming.refuse_publish(connection, packet, "the store can't be written")
             return REJECT
+        if must_refuse and connection.version != 5 and _is_owed(connection):
+            # Closed now, and each time that it comes back and sends this first, it would never get what it is owed
+            # itself; two that publish to each other would thus keep each other's queues full for ever.
+            self._owed[connection] = None
+            return WAIT
         if must_refuse:
             counters.refused_queue_full += 1
             incoming.refuse_publish(connection, packet, "the queue of a subscriber is full")
@@ -130,7 +137,10 @@ class Pressure:
 
     def turn_ends(self) -> None:
         """If something has left a queue: those who wait try again."""
-        if self._waiting and self._broker.backlog.has_made_room:
+        drained = [connection for connection in self._owed if not _is_owed(connection)]
+        for connection in drained:
+            del self._owed[connection]
+        if drained or (self._waiting and self._broker.backlog.has_made_room):
             self._go_on_soon()
         self._broker.backlog.has_made_room = False
 
@@ -162,6 +172,7 @@ class Pressure:
     def forget(self, connection: Connection) -> None:
         """It has nothing that waits any more. What a lost connection had is not acknowledged, and will be sent
         again [MQTT-4.4.0-1]."""
+        self._owed.pop(connection, None)
         if self._waiting.pop(connection, None) is not None:
             connection.hold(HELD_BY_QUEUE, False)
 
@@ -194,6 +205,11 @@ class Pressure:
                     _store_recovered(connection, now)
                 except ReadError as error:
                     connection.close(ReasonCode.UNSPECIFIED_ERROR, str(error))
+
+
+def _is_owed(connection: Connection) -> bool:
+    session = connection.session
+    return session is not None and bool(session.in_flight or session.queue.count)
 
 
 def _has_room(session: Session, size: int) -> bool:

@@ -87,6 +87,19 @@ def test_reject_closes_a_3_1_1_publisher_without_acknowledgement() -> None:
     assert payloads(core.client("away", clean_start=False)) == [b"1", b"2", b"3"]
 
 
+def test_a_3_1_1_client_gets_what_it_is_owed_before_it_is_refused() -> None:
+    core, _ = full("reject", max_inflight_messages=1)
+    both = core.client("away", clean_start=False, version=4)
+    for packet_id in (4, 5):  # to its own queue: one is in flight, two wait, so the second finds it full
+        both.publish("a", b"%d" % packet_id, 1, packet_id)
+    assert both.is_open
+    got: list[bytes] = []
+    while len(got) < 5:
+        got += payloads(both)
+        core.advance(0)
+    assert got == [b"1", b"2", b"3", b"4", b"5"]
+
+
 def test_one_full_queue_refuses_the_message_for_all_so_that_nobody_gets_it_twice() -> None:
     core, publisher = full("reject")
     here = core.client("here")
