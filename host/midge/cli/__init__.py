@@ -14,6 +14,7 @@ COMMANDS = {
     "rr": "ask, and wait for the answer (options as mosquitto_rr's)",
     "serve": "answer requests with what a command prints",
     "bench": "load a broker, or compare two: speed, latency, loss, duplicates, order",
+    "top": "watch a broker and its boards: clients, rates, queues, drops, heaps",
     "doctor": "what is wrong with this set-up, and what to do about it",
     "passwd": "manage a password file (options as mosquitto_passwd's)",
     "bridge": "turn Mosquitto's bridges into ours (midge bridge import mosquitto.conf)",

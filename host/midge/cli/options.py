@@ -85,6 +85,10 @@ class Options:
     exit_when_subscribed = False
     show_rate = False
 
+    # top
+    once = False
+    wait_s = 2.0
+
     # rr, serve
     response_topic: str | None = None
     group: str | None = None
