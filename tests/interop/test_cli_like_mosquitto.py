@@ -467,10 +467,7 @@ REFUSALS = [
     "pub -t allowed/a -m x -u joe -P secret -q 1",
     "pub -t forbidden/a -m x -u joe -P secret -q 1",
     "pub -t forbidden/a -m x -u joe -P secret -q 1 -V 5",
-    pytest.param(
-        "pub -t forbidden/a -m x -u joe -P secret -q 2 -V 5",
-        marks=pytest.mark.xfail(strict=True, reason="paho-mqtt 2 doesn't report the reason code of a PUBREC"),
-    ),
+    "pub -t forbidden/a -m x -u joe -P secret -q 2 -V 5",
     "sub -t allowed/a",
     "sub -t allowed/a -V 5",
     "sub -t allowed/a -u joe -P wrong",

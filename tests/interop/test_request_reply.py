@@ -51,6 +51,7 @@ def ask(broker: brokers.RunningBroker, *argv: str, tool: list[str] | None = None
     return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
 
 
+@pytest.mark.parametrize("broker", [brokers.HOST, brokers.BOARD, brokers.MOSQUITTO_PARAM], indirect=True)
 def test_rr_and_mosquitto_rr_are_answered(broker: brokers.RunningBroker, serve: Serve) -> None:
     serve("-t", "up", "-t", "more/+", "--content-type", "text/x", "--", *UPPER)
     assert ask(broker, "-t", "up", "-m", "hello", "-q", "2", "-F", "%p|%C|%q").stdout == "HELLO up\n|text/x|1\n"

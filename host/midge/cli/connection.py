@@ -32,6 +32,7 @@ _import_lean()
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags  # noqa: E402
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion  # noqa: E402
+from paho.mqtt.packettypes import PacketTypes  # noqa: E402
 from paho.mqtt.properties import Properties  # noqa: E402
 from paho.mqtt.reasoncodes import ReasonCode  # noqa: E402
 
@@ -250,6 +251,22 @@ def explain(error: OSError | ValueError, options: Options) -> str:
     return f"can't connect to {where}: {error}"
 
 
+class _Client(Client):
+    """paho's, which passes over the reason code of a PUBREC: 0x80 and more means that the message was refused, and that
+    no PUBREL follows (MQTT 5.0 §4.3.3). The names with an underscore are those of paho-mqtt 2.1 and 2.2."""
+
+    def _handle_pubrec(self) -> MQTTErrorCode:
+        packet = bytes(self._in_packet["packet"])
+        if self._protocol != MQTTProtocolVersion.MQTTv5 or len(packet) < 3 or packet[2] < 0x80:
+            return super()._handle_pubrec()
+        mid = int.from_bytes(packet[:2], "big")
+        with self._out_message_mutex:
+            if mid not in self._out_messages:
+                return MQTTErrorCode.MQTT_ERR_SUCCESS
+            reason = ReasonCode(PacketTypes.PUBREC, identifier=packet[2])
+            return self._do_on_publish(mid, reason, Properties(PacketTypes.PUBREC))  # type: ignore[no-untyped-call]
+
+
 def _make_client(options: Options) -> Client:
     if options.id_prefix:
         options.client_id = f"{options.id_prefix}{os.getpid()}"
@@ -257,7 +274,7 @@ def _make_client(options: Options) -> Client:
         # Brokers may refuse an empty identifier in 3.1.1, and 3.1 has none [MQTT-3.1.3-6].
         options.client_id = f"midge-{os.urandom(8).hex()}"
     is_5 = options.protocol_level == 5
-    client = Client(
+    client = _Client(
         CallbackAPIVersion.VERSION2,
         client_id=options.client_id,
         clean_session=None if is_5 else options.clean_start,
