@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from midge.core.broker import Broker
+from midge.core.durable_queue import DurableQueue
 from midge.core.limits import COUNTED_LIMITS
 
 Number = int | float
@@ -27,8 +28,10 @@ class Sample:
         for session in broker.sessions.values():
             self.waiting += len(session.queue) + len(session.in_flight)
             self.waiting_bytes += session.queue.bytes
-        self.stored = self.waiting + broker.retained.count
-        self.stored_bytes = self.waiting_bytes + broker.retained.bytes
+        self.in_queues = sum(queue.count for queue in broker.queues.by_name.values())
+        bytes_in_queues = sum(queue.bytes for queue in broker.queues.by_name.values())
+        self.stored = self.waiting + self.in_queues + broker.retained.count
+        self.stored_bytes = self.waiting_bytes + bytes_in_queues + broker.retained.bytes
         self.memory, self.memory_maximum = memory()
 
 
@@ -273,10 +276,60 @@ def _limit(name: str) -> Metric:
 METRICS += [_limit(name) for name in COUNTED_LIMITS]
 
 
+# Of each durable queue: topic below queues/NAME/, Prometheus' name, help, where the number is.
+_QUEUE_METRICS: list[tuple[str, str, str, Callable[[DurableQueue], Number]]] = [
+    (
+        "messages/count",
+        "queue_messages",
+        "Messages on a durable queue, waiting or with a consumer that has not acknowledged them.",
+        lambda queue: queue.count,
+    ),
+    ("messages/bytes", "queue_bytes", "Their topics and payloads.", lambda queue: queue.bytes),
+    (
+        "messages/waiting",
+        "queue_waiting_messages",
+        "Messages on a durable queue that no consumer has.",
+        lambda queue: queue.waiting,
+    ),
+    (
+        "consumers",
+        "queue_consumers",
+        "Connected consumers of a durable queue.",
+        lambda queue: queue.connected_consumers,
+    ),
+    (
+        "redelivered",
+        "queue_redelivered_total",
+        "Deliveries from a durable queue that were not a message's first.",
+        lambda queue: queue.redelivered,
+    ),
+    (
+        "dead lettered",
+        "queue_dead_lettered_total",
+        "Messages that a durable queue gave up and published as dead letters.",
+        lambda queue: queue.dead_lettered,
+    ),
+    (
+        "dropped",
+        "queue_dropped_total",
+        "Messages that a durable queue had no room for, or gave up without a dead letter.",
+        lambda queue: queue.dropped,
+    ),
+]
+
+
 def read_all(broker: Broker) -> Iterator[tuple[Metric, Number]]:
     sample = Sample(broker)
     for metric in METRICS:
         yield metric, metric.read(sample)
+    for queue in broker.queues.by_name.values():
+        for topic, name, about, read in _QUEUE_METRICS:
+            metric = Metric(f"queues/{queue.name}/{topic}", name, about, _never, ("queue", queue.name))
+            yield metric, read(queue)
+
+
+def _never(sample: Sample) -> Number:
+    raise AssertionError("a queue's number was read with its metric")
 
 
 def memory() -> tuple[int, int]:

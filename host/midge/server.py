@@ -94,6 +94,7 @@ class Server:
                 raise StoreError(str(error)) from error
             durability = self.config.store.durability
             self._writer = Writer(self._loop, self.broker, self._store, durability, self._released, self.now)
+        self.broker.queues.configure([queue.settings() for queue in self.config.queue], self.now())
         for bridge in self.config.bridge:  # first, so that nothing is published before their sessions are there
             self._start_bridge(bridge)
         for listener in self._listeners:
@@ -185,6 +186,7 @@ class Server:
         self._loader = loader
         self.broker.set_limits(config.core_limits(), config.session_rules())
         self._set_histories(config)
+        self.broker.queues.configure([queue.settings() for queue in config.queue], self.now())
         self._take_over_access(config)
         self._ask_again()
         for bridge in [bridge for bridge in self._bridges if bridge.section not in config.bridge]:

@@ -62,7 +62,10 @@ class SysTopics:
     def publish(self, now: float) -> None:
         if self._started is None:
             self._started = self._updated = now
-        for topic, value in self._values(now).items():
+        values = self._values(now)
+        for topic in [topic for topic in self._published if topic.startswith("queues/") and topic not in values]:
+            self.set(topic, "", now)  # that queue is gone
+        for topic, value in values.items():
             self.set(topic, value, now)
 
     def set(self, topic: str, value: str, now: float) -> None:

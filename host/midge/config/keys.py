@@ -12,6 +12,7 @@ from pydantic import PrivateAttr, field_validator, model_validator
 from midge.config.access import AccessSection, JwtSection
 from midge.config.bridges import Bridge, parse_address
 from midge.config.history import History
+from midge.config.queues import Queue
 from midge.config.section import Section, key
 from midge.core.history import HistoryRule
 from midge.core.limits import Limits, QueueFull
@@ -238,6 +239,13 @@ class LimitsSection(Section):
     max_subscriptions: int = key(
         _LIMITS.max_subscriptions, "Subscriptions of one session; more are refused (0x97).", ge=0
     )
+    max_queues: int = key(
+        _LIMITS.max_queues,
+        "Durable queues that have no [[queue]]; what is published to more is refused (0x97; 3.1.1: the connection "
+        "is closed).",
+        unit="queues",
+        ge=0,
+    )
     max_topic_levels: int = key(
         _LIMITS.max_topic_levels,
         "Levels of a topic name or filter; a name with more ends the connection (0x90), a filter is refused (0x8F).",
@@ -327,6 +335,7 @@ class Config(Section):
     log: LogSection = LogSection()
     bridge: list[Bridge] = key([], "")
     history: list[History] = key([], "")
+    queue: list[Queue] = key([], "")
     _directory: Path = PrivateAttr(default=Path())  # where the file is
 
     def path(self, name: str) -> Path:
@@ -340,6 +349,15 @@ class Config(Section):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two bridges are named {name!r}")
+        return value
+
+    @field_validator("queue")
+    @classmethod
+    def _queues_are_unique(cls, value: list[Queue]) -> list[Queue]:
+        names = [queue.name for queue in value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two queues are named {name!r}")
         return value
 
     @model_validator(mode="after")

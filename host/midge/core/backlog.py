@@ -94,11 +94,15 @@ class Queue:
             self._backlog.gave(self, size + _DELIVERY_BYTES)
         return delivery
 
-    def next_qos(self) -> int:
-        """Of the oldest; there must be one."""
+    def first(self) -> Delivery:
+        """The oldest; there must be one."""
         if not self._head:
             self._load()
-        return self._head[0].qos
+        return self._head[0]
+
+    def next_qos(self) -> int:
+        """Of the oldest; there must be one."""
+        return self.first().qos
 
     def first_position(self) -> int:
         """Of the oldest, or one that no other delivery has before it; there must be one."""

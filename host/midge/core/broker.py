@@ -21,12 +21,14 @@ from midge.core.backlog import Backlog
 from midge.core.catch_up import CatchUp
 from midge.core.changes import Batch, Changes
 from midge.core.connection import HELD_BY_STORE, Connection
+from midge.core.durable_queue import PREFIX, DurableQueue
 from midge.core.limits import Counters, Limits
 from midge.core.message import Message
 from midge.core.outgoing import send_qos0
 from midge.core.owner import Owner
 from midge.core.passage import Passage
 from midge.core.pressure import Pressure
+from midge.core.queues import Queues
 from midge.core.replay import Replay
 from midge.core.replay_from import PREFIX as REPLAY
 from midge.core.replay_from import is_replay, parse_replay
@@ -69,6 +71,7 @@ class Broker:
         self.changes: Changes | None = Changes() if is_durable else None
         self.committed_batch = 0  # number of the last batch that is kept
         self.ready: list[Connection] = []  # connections with output or to be closed, since the last turn
+        self.queues = Queues(self)
         self.pressure = Pressure(self)
         self._held_by_store: dict[Connection, None] = {}  # not read from until the store has caught up
         self._next_session_key = 1
@@ -175,6 +178,7 @@ class Broker:
         session.connection = connection
         self.set_bridge(session, connection.is_bridge or any(s.is_bridges for s in session.subscriptions.values()))
         session.ended_at = None
+        session.receive_maximum = properties.get("receive_maximum", 0)
         asked_s = properties.get("session_expiry_interval", 0)
         if connection.version != 5:
             asked_s = 0 if packet.clean_start else NEVER_EXPIRES
@@ -191,6 +195,8 @@ class Broker:
             self.on_admitted(connection)
         if is_present:
             session.resume(now)
+            if session.consuming:
+                self.queues.arrived(session, now)
 
     def _take_session(
         self, connection: Connection, client_id: str, clean_start: bool, now: float
@@ -243,10 +249,12 @@ class Broker:
         self.counters.sessions_maximum = max(self.counters.sessions_maximum, len(self.sessions))
         return session
 
-    def session_that_ended(self, client_id: str, key: int) -> Session:
-        """In whose name something is still to be published; nobody can come back to it."""
-        self._next_session_key = max(self._next_session_key, key + 1)
-        return Session(client_id, key, self.limits, self.counters, self.backlog)
+    def unlisted_session(self, client_id: str, key: int = 0) -> Session:
+        """Nobody can come back to it: one that has ended, and in whose name something is still to be published, or
+        one that stands for a durable queue."""
+        session = Session(client_id, key or self._next_session_key, self.limits, self.counters, self.backlog)
+        self._next_session_key = max(self._next_session_key, session.key + 1)
+        return session
 
     def set_expiry(self, session: Session, expiry_s: int) -> None:
         """How long *session* outlives its connection, s; 0: not at all, NEVER_EXPIRES: for ever."""
@@ -274,6 +282,8 @@ class Broker:
         if session.readings is not None:
             self.replay.client_left(session)
         session.ended_at = now
+        if session.consuming:
+            self.queues.gone(session, now)
         will, connection.will = connection.will, None
         if will is not None:
             self.wills.schedule(session, will, now)
@@ -303,6 +313,7 @@ class Broker:
             publish(now)
         for topic_filter in session.subscriptions:
             self.routing.remove(session, topic_filter)
+        self.queues.session_ended(session)
         for delivery in session.take_shared():
             group = self.routing.group(delivery.shared)
             if group is not None and not delivery.message.is_expired(now):
@@ -359,6 +370,9 @@ class Broker:
         """One member of each group gets *message* [MQTT-4.8.2-3]."""
         matched = 0
         for group in groups:
+            if isinstance(group, DurableQueue):
+                matched += group.put(message, now)
+                continue
             target = group.choose(message.topic, is_kept=message.qos > 0)
             if target is not None:
                 matched += 1
@@ -402,6 +416,8 @@ class Broker:
         return True
 
     def _retain(self, message: Message) -> None:
+        if message.topic.startswith(PREFIX):
+            return  # the queue keeps it, until one consumer has it
         if message.topic.startswith(_OWN_TOPICS):
             if message.payload:
                 self.own_retained.set(message)
@@ -430,7 +446,7 @@ class Broker:
     # -- subscriptions --
 
     def check_subscription(
-        self, connection: Connection, topic_filter: str, no_local: bool = False, now: float = 0.0
+        self, connection: Connection, topic_filter: str, qos: int, no_local: bool = False, now: float = 0.0
     ) -> ReasonCode | None:
         """The reason not to grant it; None: it may be granted."""
         session = connection.session
@@ -454,7 +470,7 @@ class Broker:
         ):
             self.counters.meet("max_subscriptions")
             return ReasonCode.QUOTA_EXCEEDED
-        return None
+        return self.queues.check(topic_filter, qos)
 
     def subscribe(self, subscription: Subscription, now: float) -> bool:
         """Add, or replace the one to the same filter [MQTT-3.8.4-3]; True if it is a new one."""
@@ -462,8 +478,14 @@ class Broker:
         session.subscriptions[subscription.topic_filter] = subscription
         if session.changes is not None:
             session.changes.subscription(subscription)
+        return self.route(subscription, now)
+
+    def route(self, subscription: Subscription, now: float) -> bool:
+        """From now on it gets messages; True if it is a new one."""
         if subscription.topic_filter.startswith(REPLAY):
             return self.replay.subscribe(subscription, now)
+        if subscription.topic_filter.startswith(PREFIX):
+            return self.queues.join(subscription)
         return self.routing.add(subscription)
 
     def unsubscribe(self, session: Session, topic_filter: str) -> bool:
@@ -474,12 +496,14 @@ class Broker:
         if topic_filter.startswith(REPLAY):
             self.replay.unsubscribe(session, topic_filter)
             return True
+        if topic_filter.startswith(PREFIX):
+            return self.queues.leave(session, topic_filter)
         return self.routing.remove(session, topic_filter)
 
     def send_retained(self, subscription: Subscription, now: float) -> None:
         """The retained messages of a new subscription, with the retain flag set [MQTT-3.3.1-8]."""
-        if subscription.topic_filter.startswith(("$share/", REPLAY)):
-            return  # MQTT 5.0 §4.8.2: no retained messages for shared subscriptions
+        if subscription.topic_filter.startswith(("$share/", REPLAY, PREFIX)):
+            return  # MQTT 5.0 §4.8.2: no retained messages for shared subscriptions; and none for queues
         self.catch_up.start(subscription, now)
 
     # -- end --

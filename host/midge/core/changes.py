@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # A message that a session is owed: the message, QoS, retain, subscription identifiers, topic filter of the
 # shared subscription that it comes by ("": its own), packet identifier (0: not sent yet), PUBREC has come.
+# A message on a durable queue is such a row too, of the session that stands for the queue: instead of the packet
+# identifier it has how often it was lent to a consumer, instead of identifiers when it came (see `durable_queue`).
 QueueRow = tuple[MessageRow, int, bool, tuple[int, ...], str, int, bool]
 
 
@@ -334,7 +336,7 @@ class Changes:
         delivery.batch = 0
 
     def received(self, session: Session, packet_id: int) -> None:
-        """The session took over a QoS 2 message with this identifier."""
+        """The session took over a QoS 2 message with this identifier. Beyond 16 bits: see `Session.take_back`."""
         self._batch.received[session.key, packet_id] = True
 
     def received_done(self, session: Session, packet_id: int) -> None:

@@ -321,7 +321,9 @@ class Connection(Output):
     def postpone(self, data: bytes) -> bool:
         """Whether *data* has to wait until the store can be written: then it does."""
         session, changes = self.session, self.broker.changes
-        if changes is None or not changes.is_stuck or session is None or session.changes is None:
+        if changes is None or not changes.is_stuck or session is None:
+            return False
+        if session.changes is None and not session.consuming:
             return False
         self.postponed.append(data)
         return True

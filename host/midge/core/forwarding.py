@@ -102,6 +102,8 @@ def _forward(connection: Connection, publisher: Session, topic: str, wire: bytes
     if route.groups:
         for packet in p.PublishRun(topic, wire, count).publishes(version):
             broker.publish_shared(Message(topic, packet.payload, 0), route.groups, now)
+        if broker.changes is not None and broker.changes.is_overdue:
+            broker.hold_by_store(connection)  # a durable queue keeps QoS 0 too
 
 
 def _take_over(connection: Connection, publisher: Session, topic: str, data: bytes, now: float) -> bool:

@@ -89,6 +89,9 @@ def _route(connection: Connection, message: Message, session: Session, packet: p
     """QoS 1 and 2: take *message* over, and acknowledge it."""
     matched = connection.broker.publish(message, session, now)
     qos = packet.qos
+    if not matched and message.topic.startswith("$queue/"):
+        refuse_publish(connection, packet, "there are max_queues durable queues")
+        return
     if qos == 2:
         session.receive(packet.packet_id)
         connection.unreleased += 1
@@ -121,16 +124,16 @@ def _refuse_publish(connection: Connection, kind: bytes, packet_id: int, reason_
 def on_puback(connection: Connection, packet: p.Puback, now: float) -> None:
     session = connection.session
     assert session is not None
-    session.puback(packet.packet_id, now)
+    session.puback(packet.packet_id, now, packet.reason_code)
 
 
 def on_pubrec(connection: Connection, packet: p.Pubrec, now: float) -> None:
     session = connection.its_session()
     is_refused = packet.reason_code >= 0x80
-    if session.pubrec(packet.packet_id, is_refused, now):
+    if session.pubrec(packet.packet_id, packet.reason_code, now):
         if not (is_refused or connection.postpone(b"\x62\x02" + _PACKET_ID.pack(packet.packet_id))):
             connection.send_pubrel(packet.packet_id)
-    elif not is_refused:
+    elif not (is_refused or packet.packet_id in session.avoided):  # else it would act on what another has got
         connection.send(p.Pubrel(packet.packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND))
 
 
@@ -159,7 +162,9 @@ def on_subscribe(connection: Connection, packet: p.Subscribe, now: float) -> Non
     codes: list[int] = []
     to_tell: dict[str, Subscription] = {}  # of what is retained; by topic filter, each of which may stand here twice
     for wanted in packet.subscriptions:
-        refusal = connection.broker.check_subscription(connection, wanted.filter, wanted.no_local, now)
+        refusal = connection.broker.check_subscription(
+            connection, wanted.filter, wanted.qos, wanted.no_local, now
+        )
         if refusal is None:
             subscription = Subscription(
                 session,
@@ -182,6 +187,8 @@ def on_subscribe(connection: Connection, packet: p.Subscribe, now: float) -> Non
     if session.changes is not None:
         connection.rest_on_commit()
     connection.send(p.Suback(packet.packet_id, codes, None))
+    if session.consuming:
+        connection.broker.queues.arrived(session, now)
     for subscription in () if connection.is_closing else to_tell.values():
         connection.broker.send_retained(subscription, now)
 

@@ -72,6 +72,9 @@ class Limits:
     # subscriptions of one session. Each is about 500 bytes. Mosquitto, EMQX: no limit.
     max_subscriptions: int = 10_000
 
+    # durable queues ($queue/NAME) that nobody has configured: each may hold what `QueueSettings` allows.
+    max_queues: int = 100
+
     # levels of a topic name or filter. Mosquitto: 200, fixed; EMQX: 128. Each is a node of a trie, 200 bytes.
     max_topic_levels: int = 200
 
@@ -94,6 +97,7 @@ COUNTED_LIMITS = (
     "max_packets_per_second",
     "max_bytes_per_second",
     "max_subscriptions",
+    "max_queues",
     "max_topic_levels",
     "max_retained_messages",
     "max_retained_bytes",

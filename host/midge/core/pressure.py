@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING
 from midge.core import incoming
 from midge.core.changes import ReadError
 from midge.core.connection import HELD_BY_QUEUE
+from midge.core.durable_queue import DurableQueue
+from midge.core.routing import Route
 from midge.protocol import packets as p
 from midge.protocol.errors import ProtocolError
 from midge.protocol.packets import Publish
@@ -68,8 +70,16 @@ class Pressure:
 
     def update(self) -> None:
         """The limits have changed."""
-        self.is_on = self.is_store_failing or self._broker.session_limits.may_refuse
+        self._switch()
         self._go_on_soon()
+
+    def _switch(self) -> None:
+        self.is_on = bool(
+            self.is_store_failing
+            or self._broker.session_limits.may_refuse
+            or self._broker.queues.full
+            or self._waiting  # what its client sends must queue behind it
+        )
 
     def waiting(self, connection: Connection) -> int:
         """How many messages of its client wait for room."""
@@ -90,6 +100,7 @@ class Pressure:
             if verdict == REJECT:
                 return False
             waiting = self._waiting[connection] = _Waiting()
+            self.is_on = True
         waiting.publishes.append((packet, topic))
         waiting.bytes += len(packet.payload)
         if waiting.bytes > _WAITING_BYTES_MAX or len(waiting.publishes) > connection.receive_maximum:
@@ -105,6 +116,7 @@ class Pressure:
         targets = [target if target.session is not session else target.own for target in route.targets]
         targets += [group.best(topic, True) for group in route.groups]
         must_last = packet.retain or bool(route.history) or (packet.qos == 2 and session.changes is not None)
+        must_last = must_last or any(isinstance(group, DurableQueue) for group in route.groups)
         must_wait = must_refuse = False
         size = len(topic) + len(packet.payload)
         for target in targets:
@@ -122,6 +134,12 @@ class Pressure:
             counters.refused_store_failing += 1
             incoming.refuse_publish(connection, packet, "the store can't be written")
             return REJECT
+        queue = _full_queue(route)
+        if queue is not None:
+            if queue.refuses(connection.version, connection.is_trusted):
+                must_refuse = True
+            else:
+                must_wait = True
         if must_refuse and connection.version != 5 and _is_owed(connection):
             # Closed now, and each time that it comes back and sends this first, it would never get what it is owed
             # itself; two that publish to each other would thus keep each other's queues full for ever.
@@ -175,6 +193,7 @@ class Pressure:
         self._owed.pop(connection, None)
         if self._waiting.pop(connection, None) is not None:
             connection.hold(HELD_BY_QUEUE, False)
+            self._switch()
 
     # -- the store --
 
@@ -205,6 +224,15 @@ class Pressure:
                     _store_recovered(connection, now)
                 except ReadError as error:
                     connection.close(ReasonCode.UNSPECIFIED_ERROR, str(error))
+        self._broker.queues.serve_all(now)
+
+
+def _full_queue(route: Route) -> DurableQueue | None:
+    """The durable queue that gets it and has no room, if there is one."""
+    for group in route.groups:
+        if isinstance(group, DurableQueue) and group.settings.full != DROP_OLDEST and not group.has_room():
+            return group
+    return None
 
 
 def _is_owed(connection: Connection) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from midge.core.changes import Changes, Reader, Snapshot
+from midge.core.durable_queue import DurableQueue
 from midge.core.replay_from import PREFIX as REPLAY
 from midge.core.retained import Retained
 from midge.core.routing import Subscription
@@ -26,7 +27,12 @@ def restore(broker: Broker, snapshot: Snapshot, reader: Reader, now: float) -> N
     history.restore(snapshot.last_kept, reader)
     history.count, history.bytes = snapshot.kept_count, snapshot.kept_bytes
     by_key: dict[int, Session] = {}
+    queues: dict[int, DurableQueue] = {}
     for row in snapshot.sessions:
+        durable_queue = broker.queues.restored(row)
+        if durable_queue is not None:
+            queues[row.key], by_key[row.key] = durable_queue, durable_queue.store
+            continue
         session = by_key[row.key] = broker.new_session(row.client_id, row.key)
         session.expiry_s = row.expiry_s
         session.changes = changes
@@ -44,17 +50,22 @@ def restore(broker: Broker, snapshot: Snapshot, reader: Reader, now: float) -> N
             after = snapshot.positions.get((sub.session_key, sub.topic_filter), snapshot.last_kept)
             broker.replay.restore(subscription, after, now)
         else:
-            broker.routing.add(subscription)
+            broker.route(subscription, now)
     for session_key, rows in snapshot.in_flight.items():
-        by_key[session_key].restore_in_flight(rows)
+        if session_key in queues:
+            queues[session_key].restore_lent(rows)
+        else:
+            by_key[session_key].restore_in_flight(rows)
     for session_key, queue in snapshot.queues.items():
         session = by_key[session_key]
         session.queue.restore(queue.count, queue.bytes, session.last_position)
         session.last_position = queue.last_position
     for session_key, packet_id in snapshot.received:
-        by_key[session_key].received.add(packet_id)
+        by_key[session_key].restore_received(packet_id)
+    for durable_queue in queues.values():
+        durable_queue.count_restored()
     broker.counters.sessions_maximum = len(broker.sessions)
-    for session in by_key.values():
+    for session in broker.sessions.values():
         assert session.ended_at is not None
         if session.expiry_s != NEVER_EXPIRES:
             broker.expire_session(session, max(now, session.ended_at + session.expiry_s))

@@ -4,6 +4,7 @@ Knows sessions only as keys; what is done with a match is the broker's business.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from midge.core.limits import Limits
@@ -161,6 +162,7 @@ class Routing:
         self.known = self._routes.by_topic  # routes by topic name, to be read only; others `route` works out
         self.count = 0  # subscriptions
         self.shared_count = 0  # of them, those with a share name
+        self.queue_of: Callable[[str], SharedGroup] | None = None  # the durable queue of $queue/NAME; set by `Queues`
 
     def add(self, subscription: Subscription) -> bool:
         """Add, or replace the session's subscription to the same filter; True if it is a new one."""
@@ -198,14 +200,29 @@ class Routing:
             node = child
         if not _remove_member(node, session, share_name):
             return False
-        for parent, level in reversed(path):
-            if not parent.children[level].is_empty:
-                break
-            del parent.children[level]
+        _prune(path)
         self.count -= 1
         self.shared_count -= share_name is not None
         self._routes.forget(plain_filter)
         return True
+
+    def bind(self, topic_filter: str, name: str, queue: SharedGroup) -> None:
+        """What matches *topic_filter* feeds the durable queue *name*."""
+        node = self._root
+        for level in topic_filter.split("/"):
+            node = node.children.setdefault(level, _Node())
+        node.groups["/" + name] = queue  # no share name has a slash
+        self._routes.forget(topic_filter)
+
+    def unbind(self, topic_filter: str, name: str) -> None:
+        node = self._root
+        path: list[tuple[_Node, str]] = []
+        for level in topic_filter.split("/"):
+            path.append((node, level))
+            node = node.children[level]
+        node.groups.pop("/" + name, None)
+        _prune(path)
+        self._routes.forget(topic_filter)
 
     def group(self, topic_filter: str) -> SharedGroup | None:
         """The shared subscription to *topic_filter* ($share/...), if anybody has it."""
@@ -234,6 +251,10 @@ class Routing:
         self._histories = topic_filters
         self._routes.clear()
 
+    def forget(self, topic: str) -> None:
+        """Who gets *topic* is to be worked out anew."""
+        self._routes.forget(topic)
+
     def forget_routes(self, session: Session) -> None:
         """What *session* may read, or who it is, has changed: work out anew who gets what it subscribes to."""
         for topic_filter in session.subscriptions:
@@ -244,8 +265,12 @@ class Routing:
             raise ProtocolError(
                 ReasonCode.TOPIC_NAME_INVALID, f"a topic name of more than max_topic_levels ({self._max_levels})"
             )
+        if self.queue_of is not None and topic.startswith("$queue/"):
+            return Route([], [self.queue_of(topic)])  # no filter of a subscription matches these
         nodes = [node for node in self._matches(topic) if node.subscriptions or node.groups]
         groups = [group for node in nodes for group in node.groups.values()]
+        if len(groups) > 1:
+            groups = list(dict.fromkeys(groups))  # several filters may feed one durable queue
         if len(nodes) == 1:
             targets = [
                 subscription.target
@@ -294,6 +319,14 @@ class Routing:
             if child is not None:
                 found.append(child)
         return found
+
+
+def _prune(path: list[tuple[_Node, str]]) -> None:
+    """Of the nodes on *path* those are removed that nothing depends on."""
+    for parent, level in reversed(path):
+        if not parent.children[level].is_empty:
+            break
+        del parent.children[level]
 
 
 def _remove_member(node: _Node, session: Session, share_name: str | None) -> bool:

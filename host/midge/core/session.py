@@ -18,12 +18,19 @@ from midge.protocol.reasons import ReasonCode
 if TYPE_CHECKING:
     from midge.core.access import Permissions
     from midge.core.connection import Connection
+    from midge.core.durable_queue import Consumer
     from midge.core.replay import Reading
     from midge.core.routing import Subscription
     from midge.core.timers import Timer
 
 # Messages that a queue may exceed twice its limit by, when what comes was acknowledged to nobody.
 _EXCESS = 100
+
+# Identifiers of QoS 2 messages taken back that a session avoids (see `Session.take_back`). Past it the oldest is used
+# again: by then the client has had a thousand connections that broke, and most likely a fresh session.
+_AVOIDED_MAX = 1000
+# In the store's `received`, such identifiers, which the broker gave, stand apart from those that the client gave.
+_LENT_MARK = 0x1_0000
 
 NEVER_EXPIRES = 0xFFFF_FFFF  # Session Expiry Interval (MQTT 5.0 §3.1.2.11.2); clean session 0 of 3.1.1
 
@@ -69,13 +76,31 @@ class Delivery:
         self.batch = 0
 
 
+class Lent(Delivery):
+    """What a durable queue lends to one of its consumers: the queue keeps its `entry` until it is acknowledged (QoS 1)
+    or PUBREC has come (QoS 2). Only from then on is it in the store as the session's, in place of the queue's."""
+
+    __slots__ = ("consumer", "entry")
+
+    def __init__(self, message: Message, consumer: Consumer, entry: Delivery, position: int) -> None:
+        subscription = consumer.subscription
+        identifiers = (subscription.identifier,) if subscription.identifier else ()
+        # A message on a queue is the queue's to send, at the QoS that its consumer asks for: not [MQTT-3.8.4-8],
+        # knowingly, or a consumer's exactly-once would depend on each producer.
+        super().__init__(message, subscription.qos, False, identifiers, position, subscription.topic_filter)
+        self.consumer = consumer
+        self.entry = entry
+
+
 class Session:
     """One session. `connection` is None while the client is away; `changes` is None if nothing of it lasts."""
 
     __slots__ = (
+        "avoided",
         "changes",
         "client_id",
         "connection",
+        "consuming",
         "counters",
         "ended_at",
         "expiry_s",
@@ -89,6 +114,7 @@ class Session:
         "permissions",
         "queue",
         "readings",
+        "receive_maximum",
         "received",
         "subscriptions",
         "will_timer",
@@ -116,6 +142,10 @@ class Session:
         self.readings: dict[str, Reading] | None = None  # what it has replayed, by topic filter; set by `Replay`
         self.last_packet_id = 0
         self.last_position = 0
+        self.receive_maximum = 0  # that its client named at CONNECT; 0: none
+        # By topic filter: the durable queues that it consumes, or still holds something of.
+        self.consuming: dict[str, Consumer] = {}
+        self.avoided: dict[int, None] = {}  # packet identifiers, the oldest first; see `take_back`
         self.expiry_timer: Timer | None = None
         self.will_timer: Timer | None = None  # a will whose delay runs (MQTT 5.0 §3.1.3.2.2)
 
@@ -245,7 +275,7 @@ class Session:
         # Counts 1, 2, 3, ...; one still in use is passed over [MQTT-2.2.1-3]. The window is far smaller than
         # 65,535, so a free one is always near.
         packet_id = self.last_packet_id % 65_535 + 1
-        while packet_id in self.in_flight:
+        while packet_id in self.in_flight or (self.avoided and packet_id in self.avoided):
             packet_id = packet_id % 65_535 + 1
         delivery.packet_id = self.last_packet_id = packet_id
         if not send_publish(connection, delivery, now, dup=False):
@@ -284,8 +314,8 @@ class Session:
         elif not send_publish(connection, delivery, now, dup=True):
             self._remove_in_flight(delivery.packet_id)
 
-    def puback(self, packet_id: int, now: float) -> None:
-        """PUBACK: the message is the client's now."""
+    def puback(self, packet_id: int, now: float, reason_code: int = 0) -> None:
+        """PUBACK: the message is the client's now. Only a durable queue listens to the reason."""
         delivery = self.in_flight.pop(packet_id, None)
         if delivery is None:
             return  # a late answer to what was sent on an earlier connection; nothing to do
@@ -296,23 +326,30 @@ class Session:
             self.changes.delivery_removed(self, delivery)
         if self.queue.count or self.readings is not None:
             self.fill_window(now)
+        if self.consuming:
+            self._answered(delivery, reason_code, now)
 
-    def pubrec(self, packet_id: int, is_refused: bool, now: float) -> bool:
+    def pubrec(self, packet_id: int, reason_code: int, now: float) -> bool:
         """PUBREC; False if the packet identifier isn't known (5.0 answers PUBREL with 0x92)."""
         delivery = self.in_flight.get(packet_id)
         if delivery is None:
             return False
         if delivery.qos != 2:
             raise ProtocolError(ReasonCode.PROTOCOL_ERROR, f"PUBREC for a QoS 1 message ({packet_id})")
-        if is_refused:  # 5.0, reason 0x80 or greater: the exchange ends here (§4.3.3)
+        if reason_code >= 0x80:  # 5.0: the exchange ends here (§4.3.3)
             self._remove_in_flight(packet_id)
             self.fill_window(now)
+            if self.consuming:
+                self._answered(delivery, reason_code, now)
             return True
         if not delivery.is_released:
             delivery.is_released = True
             if self.changes is not None:
                 self.changes.delivery(self, delivery)
-        if self.changes is not None and self.connection is not None:
+            if self.consuming and isinstance(delivery, Lent):
+                delivery.consumer.queue.handed_over(delivery)
+                self._unmark(packet_id)
+        if self.connection is not None and (self.changes is not None or self.consuming):
             # PUBREL lets the client forget the identifier: a restart must not send PUBLISH again.
             self.connection.rest_on_commit()
         return True
@@ -325,11 +362,69 @@ class Session:
             raise ProtocolError(ReasonCode.PROTOCOL_ERROR, f"PUBCOMP before PUBREC ({packet_id})")
         self._remove_in_flight(packet_id)
         self.fill_window(now)
+        if self.consuming:
+            self._answered(delivery, 0, now)
 
     def _remove_in_flight(self, packet_id: int) -> None:
         delivery = self.in_flight.pop(packet_id)
         if delivery.batch and self.changes is not None:
             self.changes.delivery_removed(self, delivery)
+
+    # -- from durable queues to the client --
+
+    def lend(self, lent: Lent, is_again: bool, now: float) -> bool:
+        """Send what a durable queue lends; False if the client takes no packet of that size."""
+        connection = self.connection
+        assert connection is not None
+        packet_id = self.last_packet_id % 65_535 + 1
+        while packet_id in self.in_flight or (self.avoided and packet_id in self.avoided):
+            packet_id = packet_id % 65_535 + 1
+        lent.packet_id = self.last_packet_id = packet_id
+        if not send_publish(connection, lent, now, dup=is_again):
+            return False
+        self.in_flight[packet_id] = lent
+        if lent.qos == 2 and self.changes is not None:
+            # It may be taken back while the client remembers the identifier: a restart must not use it for another.
+            self.changes.received(self, _LENT_MARK | packet_id)
+            connection.rest_on_commit()
+        return True
+
+    def _answered(self, delivery: Delivery, reason_code: int, now: float) -> None:
+        """The client has acknowledged *delivery*, or refused it: it may have room for what waits in durable queues."""
+        if isinstance(delivery, Lent):
+            if delivery.qos == 2 and not delivery.is_released:
+                self._unmark(delivery.packet_id)
+            delivery.consumer.queue.answered(delivery, reason_code, now)
+        for consumer in list(self.consuming.values()):
+            consumer.queue.serve_also(consumer, now)
+
+    def _unmark(self, packet_id: int) -> None:
+        if self.changes is not None:
+            self.changes.received_done(self, _LENT_MARK | packet_id)
+
+    def take_back(self) -> list[Lent]:
+        """The client is gone: what durable queues lent it goes to others, but for QoS 2 messages that it has sent
+        PUBREC for: those are its own. A client that was sent a QoS 2 message remembers its identifier as long as
+        the session lasts, and takes another message under it for a duplicate [MQTT-4.3.3-10]: it is avoided."""
+        taken: list[Lent] = []
+        for delivery in list(self.in_flight.values()):
+            if isinstance(delivery, Lent) and not delivery.is_released:
+                del self.in_flight[delivery.packet_id]
+                taken.append(delivery)
+                if delivery.qos == 2:
+                    self.avoided[delivery.packet_id] = None
+        while len(self.avoided) > _AVOIDED_MAX:
+            packet_id = next(iter(self.avoided))
+            del self.avoided[packet_id]
+            self._unmark(packet_id)
+        return taken
+
+    def restore_received(self, packet_id: int) -> None:
+        """At the start: an identifier of a QoS 2 message from the client without PUBREL, or one to avoid."""
+        if packet_id & _LENT_MARK:
+            self.avoided[packet_id & 0xFFFF] = None
+        else:
+            self.received.add(packet_id)
 
     # -- from the client to the broker: QoS 2 identifiers --
 

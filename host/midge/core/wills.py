@@ -64,7 +64,7 @@ class Wills:
         """
         message = Message.restored(row.message)
         if session is None:
-            session = self._broker.session_that_ended(row.client_id, row.session_key)
+            session = self._broker.unlisted_session(row.client_id, row.session_key)
         self._kept.add(row.session_key)
         due = now + min(row.delay_s, session.expiry_s) if row.due is None else max(now, row.due)
         if row.due is None and self._broker.changes is not None:

@@ -5,11 +5,13 @@ Knows no socket and no clock; the test moves the time.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 from midge.core.access import Access
 from midge.core.broker import Broker
 from midge.core.changes import Batch
+from midge.core.durable_queue import QueueSettings
 from midge.core.limits import Limits
 from midge.core.restore import restore
 from midge.protocol import packets as p
@@ -27,6 +29,7 @@ class Core:
         store: MemoryStore | None = None,
         access: Access | None = None,
         now: float = 1_000_000.0,
+        queues: Iterable[QueueSettings] = (),
         **limits: Any,
     ) -> None:
         self.now = now
@@ -36,6 +39,9 @@ class Core:
         if is_durable:
             self.store = store or MemoryStore()
             restore(self.broker, self.store.load(), self.store.reader, self.now)
+        self.queues = list(queues)
+        if self.queues:
+            self.broker.queues.configure(self.queues, self.now)
 
     def client(self, client_id: str = "", version: int = 4, connect: bool = True, **fields: Any) -> Client:
         client = Client(self, version)
@@ -89,7 +95,7 @@ class Core:
 
     def restarted(self, **limits: Any) -> Core:
         """A new core on what was written, as after a crash."""
-        again = Core(is_durable=True, store=copy.deepcopy(self.store), now=self.now, **limits)
+        again = Core(True, copy.deepcopy(self.store), now=self.now, queues=self.queues, **limits)
         return again
 
 
