@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from simulation.history import History
+from simulation.queue_history import QueueHistory
 
 # Seeds that a process takes at a time.
 _SLICE = 100
@@ -24,17 +26,18 @@ def main() -> int:
     parser.add_argument("--histories", type=int, default=10_000, help="how many seeds (10,000)")
     parser.add_argument("--seconds", type=float, default=0, help="stop after so long")
     parser.add_argument("--failures", type=int, default=1, help="stop after so many failures (1)")
+    parser.add_argument("--queues", action="store_true", help="histories of durable queues")
     parser.add_argument("--jobs", type=int, default=1, help="processes (1); 0: one for each core")
     options = parser.parse_args()
     if options.seed is not None:
-        return _one(options.seed)
+        return _one(QueueHistory if options.queues else History, options.seed)
     return _many(options)
 
 
-def _one(seed: int) -> int:
+def _one(kind: type[History], seed: int) -> int:
     trace: list[str] = []
     try:
-        History(seed, trace).run()
+        kind(seed, trace).run()
     except Exception:  # noqa: BLE001  # whatever a history ends with is its result
         print("\n".join(trace))
         traceback.print_exc()
@@ -44,12 +47,12 @@ def _one(seed: int) -> int:
     return 0
 
 
-def _run(seeds: range) -> list[str]:
+def _run(kind: type[History], seeds: range) -> list[str]:
     """What those of *seeds* broke; empty if all is well."""
     broken = []
     for seed in seeds:
         try:
-            History(seed).run()
+            kind(seed).run()
         except Exception as error:  # noqa: BLE001  # whatever a history ends with is its result
             broken.append(f"seed {seed}: {type(error).__name__}: {error}")
     return broken
@@ -61,7 +64,8 @@ def _many(options: argparse.Namespace) -> int:
     slices = (range(at, min(at + _SLICE, last)) for at in range(options.first, last, _SLICE))
     done = failures = 0
     with multiprocessing.Pool(options.jobs or None) as pool:
-        for broken in pool.imap_unordered(_run, slices):
+        run = functools.partial(_run, QueueHistory if options.queues else History)
+        for broken in pool.imap_unordered(run, slices):
             done += _SLICE
             failures += len(broken)
             print("".join(f"{line}\n" for line in broken), end="", flush=True)

@@ -8,7 +8,9 @@ from typing import Any
 
 from midge.core.broker import Broker
 from midge.core.connection import Connection
+from midge.core.durable_queue import DurableQueue
 from midge.core.message import Message
+from midge.core.session import Delivery, Lent
 from midge.store.memory import MemoryStore
 from simulation.model import State
 
@@ -22,7 +24,8 @@ def memory_view(broker: Broker) -> View:
     """What the store should hold, going by the memory; what is on disk only is a count for each session."""
     names = ("sessions", "subscriptions", "queue", "on disk", "received", "retained", "wills")
     view: View = {name: {} for name in names}
-    for session in broker.sessions.values():
+    stores = [queue.store for queue in broker.queues.by_name.values()]
+    for session in (*broker.sessions.values(), *stores):
         if session.changes is None:
             continue
         key = session.key
@@ -35,23 +38,62 @@ def memory_view(broker: Broker) -> View:
                 s.identifier,
             )
         for delivery in (*session.in_flight.values(), *session.queue.in_memory()):
-            view["queue"][key, delivery.position] = (
-                delivery.message.topic,
-                delivery.message.payload,
-                delivery.qos,
-                delivery.retain,
-                delivery.identifiers,
-                delivery.shared,
-                delivery.packet_id,
-                delivery.is_released,
-            )
+            if isinstance(delivery, Lent) and not delivery.is_released:
+                if delivery.qos == 2:
+                    view["received"][key, 0x1_0000 | delivery.packet_id] = True
+                continue  # a durable queue has it
+            view["queue"][key, delivery.position] = _row(delivery)
         if session.queue.stored:
             view["on disk"][key] = session.queue.stored
-        for packet_id in session.received:
+        for packet_id in (*session.received, *(0x1_0000 | packet_id for packet_id in session.avoided)):
             view["received"][key, packet_id] = True
+    for queue in broker.queues.by_name.values():
+        for entry in queue_entries(broker, queue):
+            view["queue"][queue.store.key, entry.position] = _row(entry)
     view["retained"] = {message.topic: message.payload for message in retained(broker)}
     view["wills"] = dict.fromkeys(broker.wills._kept)
     return view
+
+
+def _row(delivery: Delivery) -> tuple[Any, ...]:
+    return (
+        delivery.message.topic,
+        delivery.message.payload,
+        delivery.qos,
+        delivery.retain,
+        delivery.identifiers,
+        delivery.shared,
+        delivery.packet_id,
+        delivery.is_released,
+    )
+
+
+def queue_entries(broker: Broker, queue: DurableQueue) -> list[Delivery]:
+    """What a durable queue has lent, or got back."""
+    lent = [
+        delivery.entry
+        for session in broker.sessions.values()
+        for delivery in session.in_flight.values()
+        if isinstance(delivery, Lent) and not delivery.is_released and delivery.consumer.queue is queue
+    ]
+    return [*lent, *(entry for _, entry in queue.returned)]
+
+
+def queues(broker: Broker) -> None:
+    """Each message is in one place, nobody waits for nothing, and the sizes are right."""
+    for queue in broker.queues.by_name.values():
+        entries = queue_entries(broker, queue)
+        _check(
+            queue.count == len(entries) + queue.store.queue.count,
+            f"{queue.name}: a count of {queue.count}, {len(entries)} with consumers or back, {queue.waiting} waiting",
+        )
+        size = sum(entry.message.size() for entry in entries) + queue.store.queue.bytes
+        _check(queue.bytes == size, f"{queue.name}: {queue.bytes} bytes, not {size}")
+        idle = [consumer.session.client_id for consumer in queue.consumers.values() if consumer.room() > 0]
+        _check(not (queue.waiting and idle), f"{queue.name}: {queue.waiting} wait, and {idle} have room")
+        for consumer in queue.consumers.values():
+            held = [d for d in consumer.session.in_flight.values() if isinstance(d, Lent) and d.consumer is consumer]
+            _check(consumer.held == len(held), f"{consumer.session.client_id}: holds {len(held)}, not {consumer.held}")
 
 
 def retained(broker: Broker) -> list[Message]:
@@ -118,6 +160,9 @@ def sizes(broker: Broker, may_exceed: bool) -> None:
         )
         if queue.lasts:
             in_memory += size + _DELIVERY_BYTES * len(held)
+    for durable in broker.queues.by_name.values():
+        held = durable.store.queue.in_memory()
+        in_memory += sum(delivery.message.size() for delivery in held) + _DELIVERY_BYTES * len(held)
     _check(broker.backlog.bytes == in_memory, f"all queues: {broker.backlog.bytes} bytes, not {in_memory}")
 
 

@@ -122,7 +122,7 @@ class History:
         rng = self.rng
         while names:
             name = rng.choices(names, [weights[each] for each in names])[0]
-            if _EVENTS[name](self):
+            if getattr(self, f"_{name}")():
                 return True
             names.remove(name)
         return False
@@ -453,20 +453,3 @@ class History:
         found, wanted = set(world.broker.sessions), set(world.model.state.sessions)
         require(found == wanted, f"sessions {found}, should be {wanted}")
 
-
-_EVENTS = {
-    "arrive": History._arrive,
-    "receive": History._receive,
-    "turn": History._turn,
-    "store": History._store,
-    "lose": History._lose,
-    "cut": History._cut,
-    "pause": History._pause,
-    "resume": History._resume,
-    "time": History._time,
-    "timers": History._timers,
-    "crash": History._crash,
-    "act": History._act,
-    "acknowledge": History._acknowledge,
-    "acknowledge_all": History._acknowledge_all,
-}

@@ -14,6 +14,7 @@ import pytest
 
 from simulation.history import History
 from simulation.mutants import MUTANTS
+from simulation.queue_history import QueueHistory
 
 HISTORIES = int(os.environ.get("MIDGE_HISTORIES", "2000"))
 # Always the same here, so that a red run is about the change; `make nightly` takes others each night.
@@ -33,6 +34,16 @@ def test_every_history_keeps_the_invariants(part: int) -> None:
             History(seed).run()
         except Exception as error:  # whatever a history ends with is its result
             raise AssertionError(f"seed {seed} (python tests/simulation --seed {seed}): {error}") from error
+
+
+@pytest.mark.timeout(60 + HISTORIES // 4)
+def test_every_history_of_a_queue_keeps_the_invariants() -> None:
+    for seed in range(FIRST_SEED, FIRST_SEED + HISTORIES // 10):
+        try:
+            QueueHistory(seed).run()
+        except Exception as error:  # whatever a history ends with is its result
+            about = f"queue seed {seed} (python tests/simulation --queues --seed {seed}): {error}"
+            raise AssertionError(about) from error
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)

@@ -88,7 +88,11 @@ class Link:
                 self.operation.is_promised = True
             elif kind in _ANSWERS:
                 require(self.unanswered, f"{self.name} is sent {packet}, and asked nothing")
-                wanted, packet_id, operation = self.unanswered.popleft()
+                at = 0
+                if self.world.answers_overtake:
+                    at = next((at for at, each in enumerate(self.unanswered) if each[0] is kind), 0)
+                wanted, packet_id, operation = self.unanswered[at]
+                del self.unanswered[at]
                 require(
                     kind is wanted and packet.packet_id == packet_id,
                     f"{self.name} is sent {packet} before {wanted.__name__} {packet_id}",
@@ -134,6 +138,8 @@ _ANSWERS = {p.Puback, p.Pubrec, p.Pubcomp, p.Suback, p.Unsuback}
 
 class World:
     """One broker after another on the same store. All that happens is chosen by *rng*."""
+
+    answers_overtake = False  # those to other kinds of packets: a PUBACK may wait for room in a queue
 
     def __init__(self, rng: random.Random, limits: dict[str, Any]) -> None:
         self.rng = rng
