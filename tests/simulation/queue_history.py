@@ -147,12 +147,10 @@ class QueuePeer:
         # What it took over and didn't do is lost with it, as the page says.
         self.history.excused.update(self.jobs.values())
         self.jobs.clear()
-        for message, is_received in self.under_way.values():
-            if not is_received:
-                self.history.published[message.number] += 1  # it publishes them anew, as messages of its new session
-        self.under_way = {
-            packet_id: (message, False) for packet_id, (message, is_received) in self.under_way.items() if not is_received
-        }
+        # What it has no acknowledgement of it publishes anew, as messages of its new session.
+        self.under_way = {packet_id: each for packet_id, each in self.under_way.items() if not each[1]}
+        for message, _ in self.under_way.values():
+            self.history.published[message.number] += 1
 
     def consume(self, topic: str, does: bool = True) -> None:
         if does:
@@ -204,7 +202,7 @@ class QueuePeer:
                 self.history.done[self.jobs.pop(packet.packet_id)] += 1
             self._answer(p.Pubcomp(packet.packet_id), None)
         elif kind is p.Puback or kind is p.Pubcomp:
-            message, is_received = self.under_way.pop(packet.packet_id, (None, False))
+            message, _ = self.under_way.pop(packet.packet_id, (None, False))
             if message is not None and (packet.reason_code < 0x80 or kind is p.Pubcomp):
                 self.history.taken.add(message.number)
         elif kind is p.Pubrec:
