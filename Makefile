@@ -31,7 +31,7 @@ BENCH ?= *
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types spec siege bridgefaults soakclient bench fleet large mpy romfs flash deploy wheel reference clean mosquitto
+.PHONY: help setup run test lint types spec siege bridgefaults soakclient bench fleet battery large mpy romfs flash deploy wheel reference clean mosquitto
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -79,6 +79,9 @@ bench: $(STAMP) mosquitto ## measure, side by side with other programs (BENCH=ho
 
 fleet: $(STAMP) ## simulate 200 sleeping boards for an hour of theirs (1.5 minutes; ARGS="--html fleet.html")
 	@$(BIN)/midge sim run benchmarks/fleet-200.toml $(ARGS)
+
+battery: $(STAMP) ## measure wake cycles and write docs/battery-life.md (two minutes; ARGS="--board esp32-c3")
+	@$(BIN)/midge sim battery --markdown docs/battery-life.md $(ARGS)
 
 # Full scale: some 20 minutes, and 25 GB of disk.
 large: $(STAMP) ## a million retained topics and a backlog of 10 GB: memory, time to start (ARGS="--backlog-mb 1000")

@@ -4,21 +4,17 @@ with device/midge_umqtt.py in its place.
 The archive has no setup file, so pip can't install it; it is downloaded once and kept under `.cache/`.
 """
 
-import hashlib
 import os
 import subprocess
-import sys
-import tarfile
 from pathlib import Path
 
 import pytest
 
 from brokers import ROOT, micropython
+from midge.boards.simulate import BoardError
+from midge.sim.umqtt import fetch
 
 CACHE = ROOT / ".cache" / "umqtt.simple-1.3.4"
-ARCHIVE = "micropython-umqtt.simple-1.3.4.tar.gz"
-SHA256 = "b6a2520239e3992c63a7de9370ee9b3d9d27819a90359c521f1c0f7ccab8d12f"
-DOWNLOAD = ["micropython-umqtt.simple==1.3.4", "--no-binary", "--download", str(CACHE)]
 TIMEOUT_S = 15
 
 
@@ -34,21 +30,10 @@ def umqtt(request, tmp_path_factory) -> str:
 
 
 def download() -> Path:
-    command = f"unearth {' '.join(DOWNLOAD)}"
-    unpacked = CACHE / ARCHIVE.removesuffix(".tar.gz")
-    if not (unpacked / "umqtt" / "simple.py").exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        if not (CACHE / ARCHIVE).exists():
-            unearth = Path(sys.executable).with_name("unearth")
-            try:
-                subprocess.run([unearth, *DOWNLOAD], check=True, timeout=30, capture_output=True)
-            except (OSError, subprocess.SubprocessError) as error:
-                pytest.skip(f"umqtt.simple is not here ({error}): {command}")
-        content = (CACHE / ARCHIVE).read_bytes()
-        assert hashlib.sha256(content).hexdigest() == SHA256, f"{CACHE / ARCHIVE} is not what it was"
-        with tarfile.open(CACHE / ARCHIVE) as archive:
-            archive.extractall(CACHE, filter="data")
-    return unpacked
+    try:
+        return fetch(CACHE)
+    except BoardError as error:
+        pytest.skip(f"umqtt.simple is not here: {error}")
 
 
 @pytest.fixture

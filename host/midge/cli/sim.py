@@ -27,6 +27,8 @@ def run(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     if options.command == "init":
         return _init(options.file)
+    if options.command == "battery":
+        return _battery(options)
     return _run(options)
 
 
@@ -41,7 +43,82 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots")
     init = commands.add_parser("init", help="print a commented example of a FLEET.toml")
     init.add_argument("file", nargs="?", type=Path, help="write it there, unless it exists")
+    _add_battery(commands.add_parser("battery", help="measure wake cycles; how long does a battery last?"))
     return parser
+
+
+def _add_battery(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--board", default="esp32", metavar="NAME", help="whose currents: a profile (midge boards)")
+    parser.add_argument("--interval", type=float, default=600, metavar="S", help="between two cycles (600)")
+    parser.add_argument("--messages", type=int, default=3, metavar="N", help="in each cycle (3)")
+    parser.add_argument("--payload", type=int, default=20, metavar="BYTES", help="of each message (20)")
+    parser.add_argument("--delay", type=float, default=20, metavar="MS", help="of the link, one way (20)")
+    parser.add_argument("--jitter", type=float, default=0, metavar="MS", help="added at random (0)")
+    parser.add_argument("--loss", type=float, default=0, metavar="PERCENT", help="of segments (0)")
+    parser.add_argument("--cycles", type=int, default=10, metavar="N", help="of each program (10)")
+    parser.add_argument("--cell", default="18650", metavar="NAME", help="18650, lipo500, 2xAA, 2xL91, cr2032")
+    parser.add_argument("--program", type=Path, action="append", default=[], metavar="FILE.py",
+                        help="measure this one too; may be repeated")  # fmt: skip
+    parser.add_argument("--argument", action="append", default=[], metavar="TEXT",
+                        help="for it; {port} is replaced; may be repeated")  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures; - is stdout")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the report as a page")
+
+
+def _battery(options: argparse.Namespace) -> int:
+    from platformdirs import user_cache_path
+
+    from midge.boards import profiles
+    from midge.boards.simulate import BoardError
+    from midge.sim import battery_report as report
+    from midge.sim.energy import Consumption
+    from midge.sim.link import Conditions
+    from midge.sim.umqtt import fetch
+
+    if not (0 <= options.loss <= 50 and options.delay >= 0 and options.jitter >= 0):
+        return _fail("--loss is 0 to 50 percent, --delay and --jitter 0 or more")
+    if options.cycles < 1 or options.messages < 1 or options.payload < 1 or options.interval <= 0:
+        return _fail("--cycles, --messages, --payload and --interval are more than 0")
+    wishes = report.Wishes(
+        options.board, Conditions(options.delay / 1000, options.jitter / 1000, options.loss / 100), options.cycles,
+        options.interval, options.messages, options.payload, options.cell, tuple(options.program),
+        tuple(options.argument) or ("battery", "127.0.0.1", "{port}"),
+    )  # fmt: skip
+    why = ""
+    try:
+        report.check(wishes)
+        consumption = Consumption(profiles.find(options.board))
+        consumption.value("active_mA")  # before anything is measured
+        try:
+            umqtt = fetch(user_cache_path("midge") / "umqtt.simple")
+        except BoardError as error:
+            umqtt, why = None, str(error)
+        result = asyncio.run(report.measure(wishes, consumption, umqtt, _tell_step))
+        paper = report.document(result, why)
+    except BoardError as error:
+        return _fail(str(error))
+    is_json_out = options.json == Path("-")
+    paper.print(_console(sys.stderr if is_json_out else sys.stdout))
+    try:
+        if options.json is not None:
+            _write_json(report.figures(result), options.json)
+        if options.markdown is not None:
+            options.markdown.write_text(paper.markdown(), encoding="utf-8")
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}")
+    return 0
+
+
+def _tell_step(text: str) -> None:
+    print(f"measuring {text.replace('`', '')}", file=sys.stderr, flush=True)
+
+
+def _write_json(result: object, path: Path) -> None:
+    text = json.dumps(result, indent=1) + "\n"
+    if path == Path("-"):
+        sys.stdout.write(text)
+    else:
+        path.write_text(text, encoding="utf-8")
 
 
 def _init(file: Path | None) -> int:
@@ -81,11 +158,7 @@ def _run(options: argparse.Namespace) -> int:
     print_report(result, _console(sys.stderr if is_json_out else sys.stdout))
     try:
         if options.json is not None:
-            text = json.dumps(result, indent=1) + "\n"
-            if is_json_out:
-                sys.stdout.write(text)
-            else:
-                options.json.write_text(text, encoding="utf-8")
+            _write_json(result, options.json)
         if options.html is not None:
             from midge.sim.page import page
 
