@@ -14,6 +14,7 @@ import pytest
 
 import brokers
 
+pytestmark = pytest.mark.timeout(180)  # a busy machine starts interpreters slowly
 MIDGE = [brokers.host_python(), "-m", "midge", "sim"]
 
 FLEET = """\
@@ -104,7 +105,7 @@ def run(tmp_path_factory) -> dict:
     (directory / "fleet.toml").write_text(FLEET)
     (directory / "mine.py").write_text(MINE)
     done = subprocess.run([*MIDGE, "run", "fleet.toml", "--json", "report.json", "--html", "report.html"],
-                          cwd=directory, capture_output=True, text=True, timeout=55)
+                          cwd=directory, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stdout + done.stderr
     return {"printed": done.stdout, "html": (directory / "report.html").read_text(encoding="utf-8"),
             **json.loads((directory / "report.json").read_text())}

@@ -10,6 +10,7 @@ import brokers
 from midge.boards.simulate import BoardError
 from midge.sim.umqtt import fetch
 
+pytestmark = pytest.mark.timeout(180)  # a busy machine starts interpreters slowly
 COMMAND = [brokers.host_python(), "-m", "midge", "sim", "battery"]
 PAGE = brokers.ROOT / "docs" / "battery-life.md"
 
@@ -29,7 +30,7 @@ def run(tmp_path_factory) -> dict:
     directory = tmp_path_factory.mktemp("battery")
     (directory / "mine.py").write_text(MINE)
     done = subprocess.run([*COMMAND, "--cycles", "1", "--delay", "20", "--program", "mine.py", "--json", "b.json",
-                           "--markdown", "b.md"], cwd=directory, capture_output=True, text=True, timeout=58)
+                           "--markdown", "b.md"], cwd=directory, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stdout + done.stderr
     return {"page": (directory / "b.md").read_text("utf-8"), **json.loads((directory / "b.json").read_text())}
 

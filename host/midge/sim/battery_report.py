@@ -117,7 +117,8 @@ def document(result: Result, without_umqtt: str = "") -> Document:
     paper.say(_in_short(result))
     paper.say(
         "`make battery` wrote this page. For another board, link or program: `midge sim battery --board esp32-c3 "
-        "--interval 300 --delay 50 --loss 1 --program main.py --argument {port}`; `midge sim battery --help` has the rest."
+        "--interval 300 --delay 50 --loss 1 --program main.py --argument {port}`; `midge sim battery --help` has the "
+        "rest."
     )
     _one_cycle(paper, result)
     _compare(paper, result, without_umqtt)
