@@ -19,6 +19,7 @@ COMPILED = [
     "midge/core/*.py",
     "midge/listeners/connection.py",
     "midge/listeners/door.py",
+    "midge/listeners/sockets.py",
     "midge/listeners/turns.py",
 ]
 

@@ -16,9 +16,10 @@ from midge.access import Desk, ListenerAccess, Rules
 from midge.admitting import limits_of
 from midge.config import Config, Listener
 from midge.core.limits import Limits
-from midge.listeners import proxy, tcp, tls, unix
+from midge.listeners import proxy, sockets, tcp, tls, unix
 from midge.listeners.door import Door, Identify
 from midge.listeners.tls_listener import TlsListener
+from midge.listeners.turns import Turns
 
 if TYPE_CHECKING:
     from midge.listeners.serial import SerialCable
@@ -32,13 +33,21 @@ class OpenListener:
     """One listener. `start`, any number of `reload`, `stop`."""
 
     def __init__(
-        self, section: Listener, config: Config, desk: Desk, rules: Rules, make_protocol: MakeProtocol
+        self,
+        section: Listener,
+        config: Config,
+        desk: Desk,
+        rules: Rules,
+        make_protocol: MakeProtocol,
+        turns: Turns,
     ) -> None:
         self.section = section
+        self._turns = turns
         self._config = config
         self._make_protocol = make_protocol
         self._certificates: tls.Certificates | None = None
         self._server: asyncio.Server | TlsListener | None = None
+        self._sockets: sockets.SocketListener | None = None
         self._websocket: WebSocketListener | None = None
         self.cable: SerialCable | None = None
         self.door = Door(
@@ -64,6 +73,9 @@ class OpenListener:
             self._server = TlsListener(self._protocol, self._context, self._limits.connect_timeout)
             port = await self._server.start(section.bind, section.port)
             self.address = f"mqtts://{host_of_url(section.bind)}:{port}"
+        elif sockets.IS_AVAILABLE:
+            self._sockets = await sockets.listen(section.bind, section.port, self._protocol_of, self._turns)
+            self.address = f"mqtt://{host_of_url(section.bind)}:{self._sockets.port}"
         else:
             self._server, port = await tcp.listen(section.bind, section.port, self._protocol)
             self.address = f"mqtt://{host_of_url(section.bind)}:{port}"
@@ -87,10 +99,14 @@ class OpenListener:
         self.address = f"serial:{self.section.device}"
 
     def _protocol(self) -> asyncio.Protocol:
+        return self._protocol_of(None)
+
+    def _protocol_of(self, address: str | None) -> asyncio.Protocol:
+        """*address*: the other side's, None: its transport knows it."""
         if self.section.proxy_protocol:
             make = partial(self._make_protocol, self.door)
             return proxy.ProxyHeader(make, self._limits.connect_timeout)
-        return self._make_protocol(self.door, None)
+        return self._make_protocol(self.door, address)
 
     @property
     def _context(self) -> ssl.SSLContext | None:
@@ -111,6 +127,8 @@ class OpenListener:
         """No new connections."""
         if self._websocket is not None:
             await self._websocket.close()
+        if self._sockets is not None:
+            self._sockets.close()
         if self._server is not None:
             self._server.close()
             if self.section.type == "unix":
@@ -120,6 +138,8 @@ class OpenListener:
         """After the connections have ended."""
         if self._websocket is not None:
             await self._websocket.stop()
+        if self._sockets is not None:
+            self._sockets.stop()
         if self.cable is not None:
             await self.cable.stop()
 

@@ -67,15 +67,15 @@ class Server:
         self._hashing = ThreadPoolExecutor(_HASHING_THREADS, "passwords")
         self._desk = Desk(self._hashing, self.end_turn_soon)
         self._loader = RulesLoader(config)
+        self._turns = Turns(self.broker, self._wait_for_commit, self._turn_ended if self._store else None)
         self._listeners = [
-            OpenListener(section, config, self._desk, self._loader.rules_of(section), self._protocol)
+            OpenListener(section, config, self._desk, self._loader.rules_of(section), self._protocol, self._turns)
             for section in config.listener
         ]
         self._take_over_access(config)
         self._writer: Writer | None = None  # set by `start` if there is a store
         # Each once, however many turns end before the commit.
         self._waiting: dict[Connection, None] = {}  # with output that rests on a commit
-        self._turns = Turns(self.broker, self._wait_for_commit, self._turn_ended if self._store else None)
         self._announcing: Announcing | None = None
         self._bridges: list[Bridge] = []
         self._sys_topics = SysTopics(self.broker)

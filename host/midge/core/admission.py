@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from midge.core.session import Session
 
 
+# CONNACK of 3.1.1 and 3.1 (§3.2), session present or not.
+_LET_IN, _LET_IN_AGAIN = b"\x20\x02\x00\x00", b"\x20\x02\x01\x00"
+
+
 class Exchange:
     """A connection's enhanced authentication: of its CONNECT, later of each re-authentication (5.0 §4.12)."""
 
@@ -240,7 +244,10 @@ def greet(connection: Connection, session: Session, packet: p.Connect, is_presen
             connection.sent_aliases = SentAliases(aliases)
     if connection.sent_aliases is None and "maximum_packet_size" not in (packet.properties or {}):
         connection.plain_version = connection.version
-    connection.send(p.Connack(is_present, 0, answer))
+    if connection.version == 5:
+        connection.send(p.Connack(is_present, 0, answer))
+    else:
+        connection.send_bytes(_LET_IN_AGAIN if is_present else _LET_IN)
     connection.will = None if connection.is_closing else packet.will
 
 

@@ -10,7 +10,7 @@ import socket
 import ssl
 from collections.abc import Callable, Coroutine
 
-from midge.listeners.tcp import BACKLOG
+from midge.listeners.tcp import ListeningSocket, open_sockets
 from midge.logs import about
 
 log = logging.getLogger("midge.connection")
@@ -28,21 +28,13 @@ class TlsListener:
         self._protocol = protocol
         self._context = context
         self._timeout_s = handshake_timeout_s
-        self._sockets: list[socket.socket] = []
+        self._sockets: list[ListeningSocket] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, bind: str, port: int) -> int:
         """Listen on *bind*:*port* (0: the system chooses); the port. OSError if it can't."""
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(bind, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        try:
-            for family, _, _, _, address in dict.fromkeys(found):
-                self._sockets.append(socket.create_server(address, family=family, backlog=BACKLOG))
-        except OSError:
-            self.close()
-            raise
+        self._sockets = await open_sockets(bind, port)
         for listening in self._sockets:
-            listening.setblocking(False)
             self._begin(self._accept(listening))
         return int(self._sockets[0].getsockname()[1])
 

@@ -50,6 +50,12 @@ class Turns:
             self._call_soon(self.end)
         return self._now
 
+    def open(self) -> None:
+        """As `begin`, by who knows when it has brought all that is ready, and then calls `end` itself."""
+        if not self._is_begun:
+            self._is_begun = True
+            self._now = self._time() + self._epoch
+
     def end(self) -> None:
         self._is_begun = False
         for connection in self._broker.end_turn():
