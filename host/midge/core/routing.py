@@ -139,16 +139,45 @@ _NOBODY = Route([], [])
 
 
 class _Node:
-    __slots__ = ("children", "groups", "subscriptions")
+    """What filters have in common up to one level. Those that wildcards lead to have attributes of their own: each
+    message on a new topic name looks for them on every level, and mostly there are none."""
+
+    __slots__ = ("children", "groups", "multi", "single", "subscriptions")
 
     def __init__(self) -> None:
         self.children: dict[str, _Node] = {}
+        self.single: _Node | None = None  # behind "+"
+        self.multi: _Node | None = None  # behind "#"
         self.subscriptions: dict[Session, Subscription] = {}
         self.groups: dict[str, SharedGroup] = {}  # by share name
 
     @property
     def is_empty(self) -> bool:
-        return not (self.children or self.subscriptions or self.groups)
+        return not (self.children or self.single or self.multi or self.subscriptions or self.groups)
+
+    def child(self, level: str) -> _Node | None:
+        """Of a topic filter's next level."""
+        if level == "+":
+            return self.single
+        return self.multi if level == "#" else self.children.get(level)
+
+    def make_child(self, level: str) -> _Node:
+        child = _Node()
+        if level == "+":
+            self.single = child
+        elif level == "#":
+            self.multi = child
+        else:
+            self.children[level] = child
+        return child
+
+    def drop_child(self, level: str) -> None:
+        if level == "+":
+            self.single = None
+        elif level == "#":
+            self.multi = None
+        else:
+            del self.children[level]
 
 
 class Routing:
@@ -169,10 +198,7 @@ class Routing:
         share_name, topic_filter = split_shared(subscription.topic_filter)
         node = self._root
         for level in topic_filter.split("/"):
-            child = node.children.get(level)
-            if child is None:
-                child = node.children[level] = _Node()
-            node = child
+            node = node.child(level) or node.make_child(level)
         if share_name is None:
             members = node.subscriptions
         else:
@@ -193,7 +219,7 @@ class Routing:
         node = self._root
         path: list[tuple[_Node, str]] = []
         for level in plain_filter.split("/"):
-            child = node.children.get(level)
+            child = node.child(level)
             if child is None:
                 return False
             path.append((node, level))
@@ -210,7 +236,7 @@ class Routing:
         """What matches *topic_filter* feeds the durable queue *name*."""
         node = self._root
         for level in topic_filter.split("/"):
-            node = node.children.setdefault(level, _Node())
+            node = node.child(level) or node.make_child(level)
         node.groups["/" + name] = queue  # no share name has a slash
         self._routes.forget(topic_filter)
 
@@ -219,7 +245,10 @@ class Routing:
         path: list[tuple[_Node, str]] = []
         for level in topic_filter.split("/"):
             path.append((node, level))
-            node = node.children[level]
+            child = node.child(level)
+            if child is None:
+                return
+            node = child
         node.groups.pop("/" + name, None)
         _prune(path)
         self._routes.forget(topic_filter)
@@ -231,7 +260,7 @@ class Routing:
         for level in plain_filter.split("/"):
             if node is None:
                 return None
-            node = node.children.get(level)
+            node = node.child(level)
         return None if node is None or share_name is None else node.groups.get(share_name)
 
     def route(self, topic: str) -> Route:
@@ -300,22 +329,21 @@ class Routing:
         for level in topic.split("/"):
             following: list[_Node] = []
             for node in nodes:
-                children = node.children
-                child = children.get(level)
+                child = node.children.get(level)
                 if child is not None:
                     following.append(child)
                 if wildcards:
-                    child = children.get("+")
+                    child = node.single
                     if child is not None:
                         following.append(child)
-                    child = children.get("#")
+                    child = node.multi
                     if child is not None:
                         found.append(child)
             nodes = following
             wildcards = True
         for node in nodes:
             found.append(node)
-            child = node.children.get("#")  # "sport/#" also matches "sport" (MQTT 5.0 §4.7.1.2)
+            child = node.multi  # "sport/#" also matches "sport" (MQTT 5.0 §4.7.1.2)
             if child is not None:
                 found.append(child)
         return found
@@ -324,9 +352,10 @@ class Routing:
 def _prune(path: list[tuple[_Node, str]]) -> None:
     """Of the nodes on *path* those are removed that nothing depends on."""
     for parent, level in reversed(path):
-        if not parent.children[level].is_empty:
+        child = parent.child(level)
+        if child is not None and not child.is_empty:
             break
-        del parent.children[level]
+        parent.drop_child(level)
 
 
 def _remove_member(node: _Node, session: Session, share_name: str | None) -> bool:
