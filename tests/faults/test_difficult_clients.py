@@ -272,9 +272,9 @@ def test_a_half_open_connection_ends_with_its_keep_alive_and_its_will_is_publish
     half_open = Peer("half")
     half_open.socket = socket.create_connection((host.host, host.port), 30)
     will = p.Will("gone", b"half", 0, False)
+    start = time.monotonic()
     half_open.socket.sendall(encode(p.Connect("half", True, 1, will=will), 4))
     assert half_open.socket.recv(4) == b"\x20\x02\x00\x00"
-    start = time.monotonic()
     message = watcher.receive(30)
     took = time.monotonic() - start
     assert isinstance(message, p.Publish) and message.payload == b"half"

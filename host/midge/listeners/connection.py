@@ -115,8 +115,6 @@ class ClientConnection:
             transport.abort()  # it doesn't read, so there is nothing to wait for
         elif core.is_drained and not transport.is_closing():
             transport.close()
-            if not transport.get_write_buffer_size():
-                return  # all is written
             # A timer of ours: one of the event loop's costs as much as the rest of the closing.
             self._close_timer = self._broker.timers.at(self._turns.now() + _CLOSE_TIMEOUT_S, self._close_due)
 
