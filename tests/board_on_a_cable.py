@@ -83,10 +83,13 @@ class BoardOnACable:
 
     def _supply_power(self) -> None:
         while self._is_on:
-            # While a program runs, Ctrl-C on the console interrupts it. One that was killed in its REPL left it raw.
+            # While a program runs, Ctrl-C on the console interrupts it, and no other character does, as on a board.
+            # A program that was killed in its REPL left the terminal raw.
             attributes = termios.tcgetattr(self._tty)
             attributes[3] |= termios.ISIG
             attributes[6][termios.VINTR] = b"\x03"
+            attributes[6][termios.VQUIT] = attributes[6][termios.VSUSP] = b"\0"
+            attributes[6][termios.VMIN] = attributes[6][termios.VTIME] = 0  # reading doesn't wait, as on a board's USB
             termios.tcsetattr(self._tty, termios.TCSANOW, attributes)
             main = ["-i", "main.py"] if (self.flash / "main.py").exists() else []
             self.process = subprocess.Popen(

@@ -4,32 +4,10 @@ It must not know what the board is for.
 import asyncio
 
 import midge_boot as boot
+from basics import find_updater, tell_traceback
 from midge_client import Client, MQTTError
-from midge_update import Updater
 
 RETRY_S = 5
-
-
-def find_network():
-    try:
-        from wifi import WiFi
-    except ImportError:
-        return None  # a board without a radio, or a computer
-    return WiFi(boot.settings("wifi.ssid"), boot.settings("wifi.password"), power=boot.settings("wifi.power"),
-                hostname=boot.settings("name"), cache=boot.path("wifi.json"))
-
-
-def find_updater(name, send):
-    key = boot.settings("update.key")
-    return Updater(name, send, key.encode() if key else None)
-
-
-# What happened before the last start, as long as nobody has been told.
-def tell_traceback(name, send):
-    text = boot.noted_traceback()
-    if text:
-        send(name + "/traceback", text.encode(), True)
-        boot.forget_traceback()
 
 
 # `on_command(name, payload)`: for NAME/set/... but for updates; called at once, so be quick.

@@ -7,7 +7,7 @@ import asyncio
 import sys
 
 import midge_boot as boot
-from board import find_network, find_updater, tell_traceback
+from basics import find_network, find_updater, tell_traceback
 from midge_broker import Broker
 
 NAME = boot.settings("name", "hub")

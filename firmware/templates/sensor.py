@@ -7,7 +7,8 @@ import asyncio
 import gc
 
 import midge_boot as boot
-from board import Board, find_network
+from basics import find_network
+from board import Board
 
 
 def read_temperature():

@@ -17,9 +17,9 @@ from midge.boards.simulate import BoardError, device_directory, find_mpy_cross
 
 # The modules of device/ and of firmware/templates/ beside the program, which is app.mpy on the board.
 ROLES: dict[str, tuple[str, ...]] = {
-    "sensor": ("board", "midge_client", "midge_update", "wifi"),
-    "hub": ("board", "midge_broker", "midge_broker_store", "midge_broker_v5", "midge_client", "midge_update", "wifi"),
-    "serial": ("board", "midge_client", "midge_serial", "midge_update"),
+    "sensor": ("basics", "board", "midge_client", "midge_update", "wifi"),
+    "hub": ("basics", "midge_broker", "midge_broker_store", "midge_broker_v5", "midge_update", "wifi"),
+    "serial": ("basics", "board", "midge_client", "midge_serial", "midge_update"),
 }
 
 # Files of a version are found by midge_boot.py by their names only, so a name is all that they have for a path.

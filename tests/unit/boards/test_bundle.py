@@ -8,7 +8,7 @@ from midge.boards import bundle
 from midge.boards.profiles import firmware_directory, load_all
 from midge.boards.simulate import BoardError, device_directory
 
-OURS = {path.stem for path in device_directory().glob("*.py")} | {"board"}
+OURS = {path.stem for path in device_directory().glob("*.py")} | {"basics", "board"}
 
 
 def imported(path) -> set[str]:
