@@ -18,7 +18,7 @@ from pathlib import Path
 
 import brokers
 
-STAND_INS = Path(__file__).parent / "device" / "stand_ins"
+STAND_INS = brokers.ROOT / "host" / "midge" / "sim" / "on_board"
 DEADLINE_S = 30
 
 
