@@ -64,7 +64,7 @@ def board(files, folder, host_broker):
 def settings(flash: Path, port: int, **more: object) -> None:
     (flash / "midge.json").write_text(json.dumps({
         "name": "kitchen", "broker": {"host": "127.0.0.1", "port": port}, "watchdog_s": 0,
-        "update": {"trial_s": 2}, **more,
+        "update": {"trial_s": 60}, **more,
     }))  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def test_the_board_may_lose_its_power_after_each_chunk(board, laptop, folder, li
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
-    job.run(patience_s=60, trial_s=30)
+    job.run(patience_s=60, trial_s=50)
     cuts.put(False)
     thread.join(DEADLINE_S)
     await_version(laptop, "two")
@@ -159,19 +159,21 @@ def test_the_board_may_lose_its_power_after_each_chunk(board, laptop, folder, li
     ],
 )
 def test_a_version_that_fails_gives_way_to_the_one_before(board, laptop, folder, link, before, why):
+    settings(board.flash, laptop.port, update={"trial_s": 2})
     job = update.Update(link, "kitchen", bundle.Bundle({"app.mpy": program(folder, "bad", before)}))
     with pytest.raises(BoardError, match="kitchen went back to its old version: ") as failed:
-        job.run(trial_s=30)
+        job.run(trial_s=50)
     assert why in str(failed.value)
     await_version(laptop, "one")
     assert state(board) == {"slot": "a"}
     # And the next one is welcome.
-    update.Update(link, "kitchen", bundle.Bundle({"app.mpy": program(folder, "two")})).run(trial_s=30)
+    settings(board.flash, laptop.port)
+    update.Update(link, "kitchen", bundle.Bundle({"app.mpy": program(folder, "two")})).run(trial_s=50)
     await_version(laptop, "two")
 
 
 def test_with_a_key_only_who_has_it_may_update(board, laptop, folder, link, tmp_path, capsys):
-    settings(board.flash, laptop.port, update={"key": "sixteen letters!", "trial_s": 2})
+    settings(board.flash, laptop.port, update={"key": "sixteen letters!", "trial_s": 60})
     board.cut_power()
     await_version(laptop, "one")
     new = bundle.Bundle({"app.mpy": program(folder, "two")})
@@ -224,6 +226,6 @@ def test_a_chunk_that_is_damaged_or_comes_twice_changes_nothing(board, laptop, f
             send(what, payload)
 
     job._send = damage
-    job.run(trial_s=30)
+    job.run(trial_s=50)
     await_version(laptop, "two")
     assert (board.flash / "midge_b" / "app.mpy").read_bytes() == new.version["app.mpy"]
