@@ -276,15 +276,15 @@ def test_five_out_and_five_in_take_the_fewest_round_trips_and_segments(wake, bro
         for _attempt in range(5):  # a busy machine adds to the time, never takes from it
             queue_messages(broker, 5)
             stats = wake(proxy.port, cycle).said()
-            link = proxy.link()
-            assert link.closed.wait(20)
+            traffic = proxy.traffic()
+            (trips,) = traffic.round_trips  # TCP's handshake is one of them
             assert (stats["error"], stats["delivered"], stats["received"]) == (None, 5, 5)
-            print(f"{broker.kind}: {link.round_trips():.2f} round trips, {link.segments} segments, {stats}")
-            best = min(best, link.round_trips())
-            fewest = min(fewest, max(link.segments, stats["tx_writes"]))
+            print(f"{broker.kind}: {trips:.2f} round trips, {traffic.segments_up} segments, {stats}")
+            best = min(best, trips)
+            fewest = min(fewest, max(traffic.segments_up, stats["tx_writes"]))
             if best < round_trips + 0.1 and fewest <= 3:
                 break
-        assert best < round_trips + 0.5  # one more would be 1.0 more
+        assert best < round_trips + 0.8  # one more would be 1.0 more
         assert fewest <= 3
 
 

@@ -1,8 +1,10 @@
 """`midge sim run`: real boards' programs, the real broker, links that lose; what the report says is what happened."""
 
+import html
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,8 @@ import pytest
 import brokers
 
 pytestmark = pytest.mark.timeout(180)  # a busy machine starts interpreters slowly
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium")
 MIDGE = [brokers.host_python(), "-m", "midge", "sim"]
 
 FLEET = """\
@@ -192,6 +196,40 @@ def test_page_is_whole_and_needs_nothing_from_outside(run) -> None:
     assert page.count["svg"] >= 3
     assert page.count["polyline"] >= 5
     assert "url(" not in run["html"]
+
+
+# Asks the page what a reader sees: plots that have a size, labels inside their plot, a body no wider than the window.
+LOOK = """<script>
+const boxes = [...document.querySelectorAll('svg')].map(svg => svg.getBoundingClientRect());
+const out = [...document.querySelectorAll('svg text')].filter(text => {
+  const box = text.getBoundingClientRect(), svg = text.closest('svg').getBoundingClientRect();
+  return box.left < svg.left - 1 || box.right > svg.right + 1 || box.top < svg.top - 1 || box.bottom > svg.bottom + 1;
+}).map(text => text.textContent);
+document.title = JSON.stringify({
+  plots: boxes.filter(box => box.width > 300 && box.height > 20).length, svgs: boxes.length, out: out,
+  lines: [...document.querySelectorAll('polyline')].filter(line => line.getBoundingClientRect().width > 5).length,
+  isWide: document.documentElement.scrollWidth > window.innerWidth,
+  boards: JSON.parse(document.getElementById('figures').textContent).fleet.boards});
+</script></body>"""
+
+
+@needs_chromium
+def test_page_is_drawn_whole_by_a_browser(run, tmp_path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text(run["html"].replace("</body>", LOOK), encoding="utf-8")
+    for width in (1100, 500):  # 500: the least that headless Chromium takes
+        done = subprocess.run(
+            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+             f"--window-size={width},900", "--dump-dom", page.as_uri()],
+            capture_output=True, text=True, timeout=90)  # fmt: skip
+        title = re.search(r"<title>(.*?)</title>", done.stdout)
+        assert title, done.stderr
+        seen = json.loads(html.unescape(title[1]))
+        assert seen["out"] == []
+        assert seen["plots"] == seen["svgs"] >= 3
+        assert seen["lines"] >= 5
+        assert not seen["isWide"]
+        assert seen["boards"] == 8
 
 
 def _children(pid: int) -> set[int]:

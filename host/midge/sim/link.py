@@ -150,23 +150,27 @@ class _Connection:
         self._tasks.append(asyncio.create_task(self._run()))
 
     async def _run(self) -> None:
+        """TCP's handshake, then what the board sends: the broker hears of it after one way, the board after two."""
+        link = self.link
+        await self._send_syn()
+        back_at = self.loop.time() + link.delay_s()
         try:
-            await self._shake_hands()
-            await self.loop.create_connection(lambda: self.broker, self.link.host, self.link.target)
+            await self.loop.create_connection(lambda: self.broker, link.host, link.target)
         except OSError:  # nobody listens there
             self.abort()
             return
         self._tasks.append(asyncio.create_task(self.broker.carry()))
+        await asyncio.sleep(max(0.0, back_at - self.loop.time()))
         await self.board.carry()
 
-    async def _shake_hands(self) -> None:
+    async def _send_syn(self) -> None:
         link = self.link
         rto_s = link.conditions.rto_s
-        while link.is_lost():  # SYN
+        while link.is_lost():
             self.traffic.again += 1
             await asyncio.sleep(rto_s)
             rto_s = min(2 * rto_s, RTO_MAX_S)
-        await asyncio.sleep(2 * link.delay_s())
+        await asyncio.sleep(link.delay_s())
 
     def board_closed(self) -> None:
         """The board's FIN has come, or its reset."""
@@ -183,7 +187,7 @@ class _Connection:
         self._is_counted = True
         delay_s = self.link.conditions.delay_s + self.link.conditions.jitter_s / 2
         if delay_s:
-            # The handshake has cost one, see `_shake_hands`.
+            # The handshake has cost one, see `_run`.
             self.traffic.round_trips.append((self.last_up_at - self.opened_at) / (2 * delay_s))
         self.traffic.seconds.append(self.loop.time() - self.opened_at)
         self.link.traffic.add(self.traffic)

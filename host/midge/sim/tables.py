@@ -9,6 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+# Of half of the wake-ups: more says that processes wait for each other, not for their links.
+LATE_MS = 50
+
 
 def print_report(result: dict[str, Any], console: Console) -> None:
     fleet = result["fleet"]
@@ -95,6 +98,8 @@ def machine_sentence(result: dict[str, Any]) -> str:
     late = total["late_ms"]
     if late["count"]:
         parts.append(f"wake-ups late by p50 {late['p50']:.0f}, p99 {late['p99']:.0f} ms")
+        if late["p50"] > LATE_MS:
+            parts.append("too slow for this fleet, so times are this machine's: choose a lower speed")
     return "this machine: " + "; ".join(parts)
 
 
