@@ -34,9 +34,9 @@ _SUBACK = const(0x90)
 _UNSUBSCRIBE = const(0xA2)
 _UNSUBACK = const(0xB0)
 _DUP = const(0x08)
-_PINGREQ = b"\xc0\x00"
+_PINGREQ = const(0xC0)
 _PINGRESP = const(0xD0)
-_DISCONNECT = b"\xe0\x00"
+_DISCONNECT = const(0xE0)
 
 # "Until something happens": three days, safely below half the period of ticks_ms (2**29 ms).
 _FOREVER_MS = const(0x0FFFFFFF)
@@ -49,8 +49,9 @@ _TOPICS_MAX = const(16)
 _INBOUND_MAX = const(256)
 
 
-# Anything that the server or the link did wrong. `code`: CONNACK's return code, 0x80 from SUBACK, 5.0's reason code.
-class MQTTError(Exception):
+# Anything that the server or the link did wrong; an OSError, as what the network does wrong is. `code`: CONNACK's return
+# code, 0x80 from SUBACK, 5.0's reason code.
+class MQTTError(OSError):
     def __init__(self, text, code=0):
         super().__init__(text)
         self.code = code
@@ -67,22 +68,34 @@ class OutboxFull(MQTTError):
 
 # ------------------------------------------------------------------------------- what the interpreters differ in
 #
-# _Signal: one task waits until set() or until the time is over. _Ready: one task waits for a stream.
+# _Signal: one task waits until set() or until the time is over. _ready(): one task waits for a stream.
 # stream: readinto(buffer) and write(buffer) give the number of bytes, or None when they would block; close().
 #
 # Why not asyncio's streams: on the unix port StreamReader costs 3 generators and a slice for each read, and
 # drain() a generator for each write; parking the task by hand allocates 0 bytes (a signal) or 96 (a poll).
 # On CPython add_reader with recv_into is a third cheaper than a StreamReader, and it is the same shape.
 
+async def _end(task):
+    if task:
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            pass
+
+
 if _MICROPYTHON:
-    from asyncio import core
+    from asyncio import core, sleep_ms
     from time import ticks_add, ticks_diff, ticks_ms
 
     class _Signal:
         is_set = False
         _task = None
 
-        def __init__(self):
+        # queue: how the task is parked until `owner`, a stream, is ready, instead of until set().
+        def __init__(self, owner=None, queue=None):
+            self.owner = owner
+            self._queue = queue
             self._stop = StopIteration()  # raised again and again: a new one for each wait would be garbage
 
         def wait(self, ms):
@@ -98,7 +111,10 @@ if _MICROPYTHON:
                 core._task_queue.push(task)
 
         def park(self):
-            core._task_queue.push(core.cur_task, self._until)
+            if self._queue:
+                self._queue(self.owner)
+            else:
+                core._task_queue.push(core.cur_task, self._until)
 
         # Called when the wait is over, in whatever way. Gives the error that the one who waited gets.
         def settle(self):
@@ -117,7 +133,7 @@ if _MICROPYTHON:
             self.park()
 
         # With send() and throw() the object is a coroutine to create_task(), gather() and wait_for().
-        def send(self, _value):
+        def send(self, _):
             return self.__next__()
 
         def throw(self, error, *_):
@@ -125,34 +141,22 @@ if _MICROPYTHON:
             self.settle()
             raise error
 
-        def close(self):
-            self.throw(GeneratorExit)
-
-    class _Ready(_Signal):
-        def __init__(self, stream, to_write):
-            super().__init__()
-            self._stream = stream
-            self._to_write = to_write
-
-        def park(self):
-            queue = core._io_queue
-            (queue.queue_write if self._to_write else queue.queue_read)(self._stream)
-
-    async def _nothing():
-        pass
+    def _ready(stream, to_write):
+        queue = core._io_queue
+        return _Signal(stream, queue.queue_write if to_write else queue.queue_read)
 
     # A generator that has ended can be awaited any number of times: what a QoS 0 publish returns.
-    _FINISHED = _nothing()
+    _ENDED = _end(None)
     try:
-        _FINISHED.send(None)
+        _ENDED.send(None)
     except StopIteration:
         pass
 
 else:
     import time
 
-    async def _nothing():
-        pass
+    def sleep_ms(ms):
+        return asyncio.sleep(ms / 1000)
 
     def ticks_ms():
         return time.monotonic_ns() // 1_000_000 & 0x3FFFFFFF
@@ -170,6 +174,9 @@ else:
     class _Signal:
         is_set = False
         _future = None
+
+        def __init__(self, owner=None):
+            self.owner = owner
 
         def wait(self, ms):
             self._ms = ms
@@ -192,7 +199,7 @@ else:
                 timer.cancel()
                 self._future = None
 
-    class _Ready:
+    class _ready:
         def __init__(self, stream, to_write):
             self._stream = stream
             self._to_write = to_write
@@ -247,8 +254,8 @@ else:
 # function of this kind for a serial cable, say. getaddrinfo blocks on every port; for an address in figures it
 # doesn't ask the network.
 def dial(host, port, tls=None):
-    info = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)[0]
-    stream = socket.socket(info[0], info[1], info[2])
+    info = socket.getaddrinfo(host, port)[0]
+    stream = socket.socket(info[0])
     try:
         stream.setblocking(False)
         try:
@@ -257,8 +264,9 @@ def dial(host, port, tls=None):
             # EINPROGRESS as Linux and RP2 (115), ESP32 (119), ESP8266 (118, EALREADY's) and macOS (36) number it.
             if error.errno not in (115, 119, 118, 36):
                 raise
-        if hasattr(socket, "TCP_NODELAY"):  # not on every port: two writes on their way then don't wait
-            stream.setsockopt(6, socket.TCP_NODELAY, 1)
+        nodelay = getattr(socket, "TCP_NODELAY", 0)
+        if nodelay:  # not on every port: two writes on their way then don't wait
+            stream.setsockopt(6, nodelay, 1)
         if tls:
             if _MICROPYTHON:
                 stream = tls.wrap_socket(stream, server_hostname=host, do_handshake_on_connect=False)
@@ -267,7 +275,9 @@ def dial(host, port, tls=None):
     except BaseException:
         stream.close()
         raise
-    return stream if _MICROPYTHON else stream.makefile("rwb", 0)
+    if _MICROPYTHON:
+        return stream
+    return stream.makefile("rwb", 0)
 
 
 # ------------------------------------------------------------------------------------------------------- codec
@@ -275,6 +285,13 @@ def dial(host, port, tls=None):
 
 def _encode(text):
     return text.encode() if isinstance(text, str) else bytes(text)
+
+
+# First byte of a PUBLISH.
+def _header(qos, retain):
+    if not 0 <= qos <= 2:
+        raise ValueError("qos")
+    return _PUBLISH | qos << 1 | (1 if retain else 0)
 
 
 def _put_pair(packet, n):
@@ -298,7 +315,7 @@ def _put_length(packet, n):
     packet.append(n)
 
 
-def _check_topic_name(topic):
+def _check_topic(topic):
     if not 0 < len(topic) <= 0xFFFF or b"+" in topic or b"#" in topic or b"\0" in topic:
         raise ValueError("topic name")  # [MQTT-3.3.2-2], [MQTT-4.7.3-1], [MQTT-4.7.3-2]
 
@@ -313,25 +330,36 @@ def _check_utf8(data):
             raise ValueError("UTF-8")
 
 
+# §2.2.3, when the first byte has its high bit. Gives the length and the place after it; None, None: it isn't all there.
+def _get_length(data, pos, end):
+    length = shift = 0
+    while pos < end:
+        byte = data[pos]
+        pos += 1
+        length |= (byte & 127) << shift
+        if byte < 128:
+            return length, pos
+        shift += 7
+        if shift > 21:
+            raise MQTTError("malformed")
+    return None, pos
+
+
 # ----------------------------------------------------------------------------------------------------- session
 
 
 # A packet that waits for its answer: PUBLISH, SUBSCRIBE or UNSUBSCRIBE (`payload`: what follows the identifier). To
 # publish() of QoS 1 and 2 also what is awaited.
 class _Message(_Signal):
-    def __init__(self, outbox):
-        super().__init__()
-        self.outbox = outbox
-
     def settle(self):
         self.held = False
         if not self.state:
-            self.outbox.spare.append(self)
-            return MQTTError("refused", self.code) if self.code > 127 else None
+            self.owner.spare.append(self)
+            return self.error
         if not self.sent:  # no byte of it has left: take it back, nobody will know of it
-            self.outbox.remove(self)
+            self.owner.remove(self)
         # disconnect() set it; else the time was over, or the task was cancelled
-        return MQTTError("disconnected") if self.is_set else MQTTTimeout("no answer in time")
+        return MQTTError("disconnected") if self.is_set else MQTTTimeout("no answer")
 
 
 # The session state that the client must keep (§4.1): messages not yet acknowledged, in the order in which they were
@@ -340,31 +368,30 @@ class _Message(_Signal):
 # payload and 16 more. Full, put() and publish() raise OutboxFull, or, with `drop`, the oldest of QoS 0, then of QoS 1
 # makes room.
 class MemoryOutbox:
+    size = dropped = _last_id = 0
+    sent = 0  # so many of the first messages were sent on this connection
+    filters = b""  # as they stand in SUBSCRIBE
+
     def __init__(self, limit=32_768, drop=False):
         self.limit = limit
-        self.size = 0
         self.drop = drop
-        self.dropped = 0
         self.messages = []
-        self.sent = 0  # so many of the first messages were sent on this connection
         self.inbound = []
-        self.filters = b""  # as they stand in SUBSCRIBE
         self.spare = []  # _Message objects to use again, so that publishing allocates nothing
-        self._last_id = 0
 
     # A message to be sent when there is a connection. Once this returns, the outbox answers for it.
     def put(self, topic, payload, qos=1, retain=False, sync=True):
         topic = _encode(topic)
-        _check_topic_name(topic)
-        self.add(_PUBLISH | qos << 1 | (1 if retain else 0), topic, _encode(payload))
+        _check_topic(topic)
+        self.add(_header(qos, retain), topic, _encode(payload))
         if sync:
             self.sync()
 
-    def add(self, header, topic, payload, properties=None):
+    def add(self, header, topic, payload, properties=b""):
         size = len(topic) + len(payload) + 16
         while self.size + size > self.limit:
             self._make_room()
-        message = self.new(header, payload, (_PUBLISH, _PUBACK, _PUBREC)[header >> 1 & 3])
+        message = self.new(header, payload, _PUBLISH + (header << 3 & 0x30))  # PUBLISH itself, PUBACK, PUBREC
         message.topic = topic
         message.properties = properties
         message.size = size
@@ -373,21 +400,20 @@ class MemoryOutbox:
 
     def new(self, header, payload, state):
         message = self.spare.pop() if self.spare else _Message(self)
-        message.packet_id = self._new_id()
+        while True:
+            self._last_id = packet_id = self._last_id % 0xFFFF + 1
+            if not self.find(packet_id):
+                break
+        message.packet_id = packet_id
         message.header = header
         message.payload = payload
         message.state = state
         message.size = message.code = 0
+        message.error = None
         # held: set by publish(), cleared when its caller has the result: until then not used again
         message.sent = message.is_set = message.held = False
         self.messages.append(message)
         return message
-
-    def _new_id(self):
-        while True:
-            self._last_id = packet_id = self._last_id % 0xFFFF + 1
-            if not self.find(packet_id):
-                return packet_id
 
     def _make_room(self):
         for state in (_PUBLISH, _PUBACK) if self.drop else ():
@@ -397,7 +423,7 @@ class MemoryOutbox:
                     self.remove(message)
                     self.dropped += 1
                     return
-        raise OutboxFull("outbox full")
+        raise OutboxFull("full")
 
     # PUBREC: the server has the message; from now on only PUBREL may be sent [MQTT-4.3.3-1].
     def release(self, message):
@@ -441,27 +467,14 @@ class MemoryOutbox:
 # ---------------------------------------------------------------------------------------------------------- API
 
 
-async def _end(task):
-    if task:
-        task.cancel()
-        try:
-            await task
-        except asyncio.CancelledError:
-            pass
-
-
 # What `async for` awaits.
 class _Arrival(_Signal):
-    def __init__(self, client):
-        super().__init__()
-        self.client = client
-
     def __next__(self):
         self._task = None
-        message = self.client._take()
+        message = self.owner._take()
         if message:
             raise StopIteration(message)
-        if self.client._closed:
+        if self.owner._closed:
             raise StopAsyncIteration
         self._task = core.cur_task
         self.wait(_FOREVER_MS).park()
@@ -478,65 +491,64 @@ class _Arrival(_Signal):
 class Client:
     # What MQTT 5.0 (midge_mqtt5.py) does in another way: its level, properties of CONNECT, no properties of others.
     _level = 4
-    _connect_extra = _extra = b""
+    _properties = _extra = b""
+
+    connected = False
+    session_present = None  # True or False after CONNACK
+    error = None  # why the last connection or attempt ended
+    # QoS 0 messages for which the inbox had no room; messages received; bytes and calls of write and readinto
+    dropped = received = tx_bytes = tx_writes = rx_bytes = rx_reads = 0
+
+    _stream = _runner = _reader = _writer = None
     _source = None  # midge_large.py: what a payload is being read from
+    _closed = True  # cleared by connect(), set by disconnect()
+    _early = False  # set by wake(): packets follow CONNECT before CONNACK
+    _overflow = False  # set by _read: take more all the same; cleared by _take
+    _rx_topic = b""  # the last topic received, and its bytes
+    _rx_name = ""
+    _wake_at = 0  # when the timer looks again
 
     def __init__(self, client_id, host, port=1883, user=None, password=None, keepalive=60, clean=True, will=None,
                  timeout=10, patience=60, window=16, inbox=8, max_packet=2048, linger_ms=0, backoff_ms=(500, 60_000),
                  outbox=None, tls=None, link=None, on_message=None, dial=dial):
         self.host = host
         self.port = port
+        self.keepalive = keepalive
+        self.clean = clean
+        self.window = window
+        self.inbox = inbox
+        self.max_packet = max_packet
+        self.linger_ms = linger_ms
+        self.backoff_ms = backoff_ms
         self.outbox = outbox or MemoryOutbox()
+        self.tls = tls
+        self.link = link
         self.on_message = on_message
-        self.connected = False
-        self.session_present = False
-        self.error = None  # why the last connection or attempt ended
-        # QoS 0 messages for which the inbox had no room; messages received; bytes and calls of write and readinto
-        self.dropped = self.received = self.tx_bytes = self.tx_writes = self.rx_bytes = self.rx_reads = 0
-        self._connect_packet = self._make_connect(client_id, user, password, keepalive, clean, will)
-        self._clean = clean
-        self._dial = dial
-        self._tls = tls
-        self._link = link
+        self.dial = dial
         self._timeout_ms = int(timeout * 1000)
         self._patience_ms = int(patience * 1000)
-        self._linger_ms = linger_ms
-        self._backoff_ms = backoff_ms
-        self._set_keepalive(keepalive)
-        self._window = window
-        self._inbox_max = inbox
-        self._max_packet = self._tx_max = max_packet
-        self._stream = self._runner = self._reader = self._writer = None
-        self._closed = True  # cleared by connect(), set by disconnect()
-        self._lost = None  # set by _lose(), cleared by _begin()
-        self._early = False  # set by wake(): packets follow CONNECT before CONNACK
+        self._connect = self._make_connect(client_id, user, password, will)
         self._topics = {}  # topic name: its bytes
-        self._subscriptions = {}  # filter: qos, renewed when the server has no session
+        self._filters = {}  # filter: qos, renewed when the server has no session
         self._tx = bytearray(256)
         self._tx[:] = b""  # empty, its room kept
-        self._rx = bytearray(max_packet)
-        self._view = memoryview(self._rx)
-        self._rx_end = self._rx_pos = 0  # received and not parsed: always at the start of _rx when reading
-        self._stalled = False  # set and cleared by _parse: the inbox is full
-        self._overflow = False  # set by _read: take more all the same; cleared by _take
-        self._rx_topic = b""  # the last topic received, and its bytes
-        self._rx_topic_name = ""
+        self._tx_max = max_packet
+        self._rx = bytearray(max_packet + 2)  # a length can be read from its end, and is then found wrong
+        self._view = memoryview(self._rx)[:max_packet]
         self._inbox = []  # (topic, payload, retained) received and not yet taken
         self._marks = []  # for each, what is to be acknowledged: packet_id << 1, | 1 for QoS 2; 0 for nothing
-        self._arrival = _Arrival(self)
         self._waiting = []  # signals of publishers that found no room
+        self._arrival = _Arrival(self)
         self._up = _Signal()  # CONNACK, or lost
         self._down = _Signal()  # the timer's: lost, or something to watch earlier than it sleeps
         self._kick = _Signal()  # the writer's: something to write
         self._read_on = _Signal()  # the reader's: room in the inbox, or an answer expected
-        self._wake_at = self._tx_at = self._rx_at = 0
-        self._ping_at = None  # set when PINGREQ leaves, cleared by PINGRESP
 
     # Raises MQTTError (refused: .code), MQTTTimeout or OSError. Once connected, the connection is kept: lost, it is
     # made again, until disconnect().
     async def connect(self):
         if self._runner:
-            raise RuntimeError("already connected")
+            raise RuntimeError("connected")
         self._closed = False
         try:
             await self._open()
@@ -549,119 +561,61 @@ class Client:
     # QoS 0: queued for this turn's write. QoS 1 and 2: awaited until PUBACK or PUBCOMP, over reconnections.
     # Raises MQTTTimeout after `patience`; then, as after a cancellation, a message of which nothing was sent is taken
     # back, any other stays in flight and is finished (or resent on the next connection) without its caller.
-    def publish(self, topic, payload, qos=0, retain=False, properties=None):
-        encoded = self._topics.get(topic)
-        if encoded is None:
-            encoded = self._encode_topic(topic)
-        if isinstance(payload, str):
-            payload = payload.encode()
-        header = _PUBLISH | qos << 1 | (1 if retain else 0)
-        if not 0 <= qos <= 2:
-            raise ValueError("qos")
-        if self._waiting or not self._has_room(qos, len(encoded) + len(payload)):
+    def publish(self, topic, payload, qos=0, retain=False, properties=b""):
+        encoded = self._topics.get(topic) or self._encode_topic(topic)
+        payload = _encode(payload)
+        header = _header(qos, retain)
+        if self._waiting or not self._has_room(header):
             return self._publish_later(header, encoded, payload, properties)
         return self._publish_now(header, encoded, payload, properties)
 
     # Leaves a message to the outbox and doesn't wait: it is sent when there is a connection.
     def store(self, topic, payload, qos=1, retain=False):
         self.outbox.put(topic, payload, qos, retain)
-        if self.connected:
-            self._pump()
+        self._pump()
 
     # Gives the QoS that the server granted.
     async def subscribe(self, filter, qos=0):
         encoded = _encode(filter)
         message = self._ask(_SUBSCRIBE, {encoded: qos})
         await self._settled(message)
-        self._subscriptions[encoded] = qos
+        self._filters[encoded] = qos
         return message.code
 
     async def unsubscribe(self, filter):
         encoded = _encode(filter)
-        self._subscriptions.pop(encoded, None)
+        self._filters.pop(encoded, None)
         await self._settled(self._ask(_UNSUBSCRIBE, (encoded,)))
 
     # Writes what is queued and DISCONNECT, so that the server drops the will, and ends the `async for`.
     async def disconnect(self):
-        runner, self._runner = self._runner, None
+        runner, self._runner = self._runner, None  # _run() looks at it: a cancellation can come while _close() ends tasks
         await _end(runner)
         if self.connected:
-            self._tx.extend(_DISCONNECT)
-            self._kick.set()
-            until = ticks_add(ticks_ms(), self._timeout_ms)
-            while self._tx and self.connected and ticks_diff(until, ticks_ms()) > 0:
-                await asyncio.sleep(0.001)
+            self._put_empty(_DISCONNECT)
+            for _ in range(self._timeout_ms):
+                if not self._tx or self._lost:
+                    break
+                await sleep_ms(1)
         self._closed = True
         await self._close()
-        for message in list(self.outbox.messages):
+        for message in self.outbox.messages:
             message.set()
-        self._wake_waiting()
+        self._pump()
         self._arrival.set()
 
     def __aiter__(self):
         return self
 
-    def __anext__(self):
-        return self._arrival if _MICROPYTHON else self._next()
+    if _MICROPYTHON:
+        def __anext__(self):
+            return self._arrival
 
-    # The server waits 1.5 keep alive; we ask an eighth early, so that the answer comes within them too.
-    def _set_keepalive(self, seconds):
-        self._ping_after_ms = seconds * 875
-        self._pong_within_ms = min(self._timeout_ms, seconds * 500)
-
-    # ------------------------------------------------------------------------------------------- publishing
-
-    def _encode_topic(self, topic):
-        encoded = _encode(topic)
-        _check_topic_name(encoded)
-        if len(self._topics) >= _TOPICS_MAX:
-            self._topics.clear()
-        self._topics[topic] = encoded
-        return encoded
-
-    # QoS 1 and 2 need a place in the window and may be taken while there is no connection; QoS 0 needs the connection.
-    def _has_room(self, qos, size):
-        if qos and len(self.outbox.messages) >= self._window:
-            return False
-        if not self.connected:
-            return qos
-        return not self._tx or len(self._tx) + size + 9 <= self._tx_max
-
-    def _publish_now(self, header, topic, payload, properties):
-        if not header & 6:
-            self._put_publish(header, 0, topic, payload, properties)
-            self._kick.set()
-            return _FINISHED if _MICROPYTHON else _nothing()
-        if self._closed:
-            raise MQTTError("disconnected")
-        if not isinstance(payload, bytes):
-            payload = bytes(payload)  # it may have to be sent again after the caller has changed it
-        message = self.outbox.add(header, topic, payload, properties)
-        if self.connected:
-            self._pump()
-        return self._settled(message)
-
-    async def _publish_later(self, header, topic, payload, properties):
-        await self._wait_for_room(header >> 1 & 3, len(topic) + len(payload))
-        await self._publish_now(header, topic, payload, properties)
-
-    def _settled(self, message):
-        message.held = True
-        message.wait(self._patience_ms)
-        return message if _MICROPYTHON else self._settle(message)
-
-    if not _MICROPYTHON:
-        async def _settle(self, message):
-            try:
-                await message
-            except BaseException:
-                message.settle()
-                raise
-            error = message.settle()
-            if error:
-                raise error
-
-        async def _next(self):
+        def _settled(self, message):
+            message.held = True
+            return message.wait(self._patience_ms)
+    else:
+        async def __anext__(self):
             while True:
                 message = self._take()
                 if message:
@@ -671,84 +625,133 @@ class Client:
                 self._arrival.is_set = False
                 await self._arrival.wait(_FOREVER_MS)
 
-    def _put_publish(self, header, packet_id, topic, payload, _properties):
-        packet = self._tx
-        n = len(topic)
-        packet.append(header)
-        _put_length(packet, n + len(payload) + (4 if header & 6 else 2))
-        packet.append(n >> 8)
-        packet.append(n & 0xFF)
-        packet.extend(topic)
+        def _settled(self, message):
+            message.held = True
+            return self._settle(message)
+
+        async def _settle(self, message):
+            try:
+                await message.wait(self._patience_ms)
+            except BaseException:
+                message.settle()
+                raise
+            error = message.settle()
+            if error:
+                raise error
+
+    # ------------------------------------------------------------------------------------------- publishing
+
+    def _encode_topic(self, topic):
+        encoded = _encode(topic)
+        _check_topic(encoded)
+        if len(self._topics) >= _TOPICS_MAX:
+            self._topics.clear()
+        self._topics[topic] = encoded
+        return encoded
+
+    # QoS 1 and 2 need a place in the window and may be taken while there is no connection; QoS 0 needs the connection.
+    def _has_room(self, header):
         if header & 6:
-            packet.append(packet_id >> 8)
-            packet.append(packet_id & 0xFF)
+            return len(self.outbox.messages) < self.window
+        return self.connected and len(self._tx) < self._tx_max
+
+    def _publish_now(self, header, topic, payload, properties):
+        if not header & 6:
+            self._put_publish(header, 0, topic, payload, properties)
+            self._kick.set()
+            if _MICROPYTHON:
+                return _ENDED
+            return _end(None)
+        if self._closed:
+            raise MQTTError("disconnected")
+        message = self.outbox.add(header, topic, payload, properties)
+        self._pump()
+        return self._settled(message)
+
+    async def _publish_later(self, header, topic, payload, properties):
+        await self._room(header)
+        await self._publish_now(header, topic, payload, properties)
+
+    def _put_publish(self, header, packet_id, topic, payload, properties):
+        packet = self._tx
+        packet.append(header)
+        _put_length(packet, len(topic) + len(properties) + len(payload) + (4 if header & 6 else 2))
+        _put_string(packet, topic)
+        if header & 6:
+            _put_pair(packet, packet_id)
+        packet.extend(properties)
         packet.extend(payload)
 
-    # Sends what of the outbox wasn't sent on this connection, as far as the window and the buffer have room.
+    # Sends what of the outbox wasn't sent on this connection, as far as the window and the buffer have room. Then who
+    # waits for room may look.
     def _pump(self):
         outbox = self.outbox
-        while outbox.sent < len(outbox.messages) and outbox.sent < self._window and len(self._tx) < self._tx_max:
-            self._send(outbox.messages[outbox.sent])
+        if self.connected or self._early:
+            while outbox.sent < len(outbox.messages) and outbox.sent < self.window and len(self._tx) < self._tx_max:
+                self._send(outbox.messages[outbox.sent])
+        if self._waiting:
+            self._waiting[0].set()
 
     # The first time or, on a new connection, again [MQTT-4.4.0-1]: with DUP [MQTT-3.3.1-1], the same identifier.
     def _send(self, message):
         outbox = self.outbox
         header = message.header
+        payload = message.payload
+        packet_id = message.packet_id
         outbox.sent += 1
         if message.state == _PUBCOMP:
-            self._acknowledge(_PUBREL, message.packet_id)
+            self._answer(_PUBREL, packet_id)
         elif message.state > _PUBCOMP:
             tx = self._tx
             tx.append(header)
-            _put_length(tx, 2 + len(self._extra) + len(message.payload))
-            _put_pair(tx, message.packet_id)
-            tx.extend(self._extra)
-            tx.extend(message.payload)
+            _put_length(tx, 2 + len(payload))
+            _put_pair(tx, packet_id)
+            tx.extend(payload)
         else:
-            if message.sent and header & 6:
+            if message.sent:
                 header |= _DUP
-            kept = message.payload is None
-            if kept:
+            if payload is None:
                 outbox.load(message)
-            self._put_publish(header, message.packet_id, message.topic, message.payload, message.properties)
-            if kept:
+            self._put_publish(header, packet_id, message.topic, message.payload, message.properties)
+            if payload is None:
                 message.topic = message.payload = None
             if message.state == _PUBLISH:
                 outbox.remove(message)
         message.sent = True
-        message.sent_at = ticks_ms()
+        message.sent_at = now = ticks_ms()
         self._kick.set()
-        self._watch(message.sent_at)
+        self._watch(now)
 
-    def _acknowledge(self, header, packet_id):
+    def _answer(self, header, packet_id):
         tx = self._tx
         tx.append(header)
         tx.append(2)
-        tx.append(packet_id >> 8)
-        tx.append(packet_id & 0xFF)
+        _put_pair(tx, packet_id)
+        self._kick.set()
+
+    # PINGREQ, DISCONNECT.
+    def _put_empty(self, header):
+        self._tx.append(header)
+        self._tx.append(0)
         self._kick.set()
 
     # First come, first served: who waits here is woken when those before have gone, and looks again.
-    async def _wait_for_room(self, qos, size):
+    async def _room(self, header):
         until = ticks_add(ticks_ms(), self._patience_ms)
         signal = _Signal()
         self._waiting.append(signal)
         try:
-            while self._waiting[0] is not signal or not self._has_room(qos, size):
+            while self._waiting[0] is not signal or not self._has_room(header):
                 left = ticks_diff(until, ticks_ms())
                 if self._closed:
                     raise MQTTError("disconnected")
                 if left <= 0:
-                    raise MQTTTimeout("no room or no connection in time")
+                    raise MQTTTimeout("not sent")
                 signal.is_set = False
                 await signal.wait(left)
         finally:
             self._waiting.remove(signal)
-            self._wake_waiting()
-
-    def _wake_waiting(self):
-        if self._waiting:
-            self._waiting[0].set()
+            self._pump()
 
     # ------------------------------------------------------------------------------- subscribing, receiving
 
@@ -756,14 +759,13 @@ class Client:
     def _ask(self, header, filters):
         if self._closed:
             raise MQTTError("disconnected")
-        body = bytearray()
+        body = bytearray(self._extra)
         for encoded in filters:
             _put_string(body, encoded)
             if header == _SUBSCRIBE:
                 body.append(filters[encoded])
-        message = self.outbox.new(header, body, _SUBACK if header == _SUBSCRIBE else _UNSUBACK)
-        if self.connected:
-            self._pump()
+        message = self.outbox.new(header, body, header + 14)  # SUBACK, UNSUBACK
+        self._pump()
         return message
 
     # The rule of acknowledging: PUBACK or PUBREC leaves when the loop takes the message, not when it arrives. What
@@ -782,58 +784,52 @@ class Client:
         if mark & 1:  # also while there is no connection: the server will send it again
             self.outbox.remember(mark >> 1)
         if mark and self.connected:
-            self._acknowledge(_PUBREC if mark & 1 else _PUBACK, mark >> 1)
+            self._answer(_PUBACK + (mark << 4 & 0x10), mark >> 1)  # PUBACK, or PUBREC
 
     # ------------------------------------------------------------------------------------------ connection
 
-    # One deadline for all: address, TCP, TLS, CONNACK.
+    # Who calls this closes when it raises. One deadline for TCP, TLS and CONNACK.
     async def _open(self):
-        try:
-            if self._link and not self._link.isconnected():
-                await asyncio.wait_for(self._link.connect(), self._patience_ms / 1000)
-            await asyncio.wait_for(self._handshake(), self._timeout_ms / 1000)
-            if self._lost:  # wait_for resumes us a turn later: it may be gone again, and must be closed
-                raise self._lost
-        except asyncio.TimeoutError:
-            await self._close()
-            raise MQTTTimeout("no connection or no CONNACK in time")
-        except (OSError, MQTTError):
-            await self._close()
-            raise
-        # Cancelled: who did so closes, and may send DISCONNECT before if wait_for was about to return.
-
-    async def _handshake(self):
-        stream = self._open_stream()
-        self._stream = stream if hasattr(stream, "readinto") else await stream
-        # A refused connection is "writable" too; the first write then raises its error.
-        await _Ready(self._stream, True)
+        if self.link and not self.link.isconnected():
+            await self._patiently(self.link.connect())
+        stream = self._dial()
+        self._stream = stream if hasattr(stream, "readinto") else await self._patiently(stream)
         self._begin()
         self._reader = asyncio.create_task(self._read())
         self._writer = asyncio.create_task(self._write())
-        await self._up.wait(_FOREVER_MS)
-        if self._lost:
-            raise self._lost
+        await self._up.wait(self._timeout_ms)
+        # A connection that was accepted, and is lost already, is a lost connection like any other.
+        if self.session_present is None:
+            raise self._lost or MQTTTimeout("no CONNACK")
 
-    def _open_stream(self):
-        return self._dial(self.host, self.port, self._tls) if self._tls else self._dial(self.host, self.port)
+    async def _patiently(self, task):
+        try:
+            return await asyncio.wait_for(task, self._patience_ms / 1000)
+        except asyncio.TimeoutError:
+            raise MQTTTimeout("no link")
+
+    def _dial(self):
+        return self.dial(self.host, self.port, self.tls) if self.tls else self.dial(self.host, self.port)
 
     def _begin(self):
-        self._lost = self._ping_at = None
-        self._up.is_set = self._down.is_set = self._stalled = False
-        self._rx_end = self._rx_pos = self.outbox.sent = 0
-        self._tx[:] = b""
-        self._tx.extend(self._connect_packet)
+        self._lost = None  # set by _lose
+        self._ping_at = None  # set when PINGREQ leaves, cleared by PINGRESP
+        self._stalled = False  # set and cleared by _parse: the inbox is full
+        self._rx_end = self._rx_pos = 0  # received and not parsed: always at the start of _rx when reading
+        self.session_present = None
+        self._up.is_set = self._down.is_set = False
+        self.outbox.sent = 0
+        self._tx[:] = self._connect
         self._kick.set()
         self._rx_at = self._tx_at = ticks_ms()
 
     async def _close(self):
         self.connected = False
-        reader, writer, stream = self._reader, self._writer, self._stream
+        await _end(self._reader)
+        await _end(self._writer)
+        if self._stream:  # only now that nobody waits for it: CPython's event loop would keep its file descriptor
+            self._stream.close()
         self._reader = self._writer = self._stream = None
-        await _end(reader)
-        await _end(writer)
-        if stream:  # only now that nobody waits for it: CPython's event loop would keep its file descriptor
-            stream.close()
 
     def _lose(self, error):
         if self._lost is None:
@@ -843,17 +839,19 @@ class Client:
         self._down.set()
 
     async def _run(self):
-        while True:
+        while self._runner:
             await self._keep()
-            await self._close()
-            delay_ms = self._backoff_ms[0]
+            delay_ms = self.backoff_ms[0]
             while not self.connected:
+                await self._close()
+                if not self._runner:
+                    return
                 # Half of it at random: after a power cut a hundred boards don't come back in step.
-                await asyncio.sleep((delay_ms + delay_ms * random.getrandbits(8) // 255) / 2000)
-                delay_ms = min(delay_ms * 2, self._backoff_ms[1])
+                await sleep_ms(delay_ms * (256 + random.getrandbits(8)) >> 9)
+                delay_ms = min(delay_ms * 2, self.backoff_ms[1])
                 try:
                     await self._open()
-                except (OSError, MQTTError) as error:
+                except OSError as error:
                     self.error = error
 
     # Until the connection is lost: PINGREQ when nothing else was sent, or nothing came, for a keep alive; the link is
@@ -862,31 +860,34 @@ class Client:
         while not self._lost:
             now = ticks_ms()
             sleep_ms = _FOREVER_MS
-            if self._ping_after_ms:
-                silent_ms = max(ticks_diff(now, self._tx_at), ticks_diff(now, self._rx_at))
-                sleep_ms = self._ping_after_ms - silent_ms
-                if self._ping_at is None and sleep_ms <= 0:
-                    self._tx.extend(_PINGREQ)
-                    self._kick.set()
+            if self.keepalive:
+                sleep_ms = self._ping_ms(now)
+                if sleep_ms <= 0 and self._ping_at is None:
+                    self._put_empty(_PINGREQ)
                     self._ping_at = now
-                if self._ping_at is not None:
-                    sleep_ms = self._pong_within_ms - ticks_diff(now, self._ping_at)
+                    sleep_ms = self._ping_ms(now)
             if self.outbox.sent:
                 sleep_ms = min(sleep_ms, self._timeout_ms - ticks_diff(now, self.outbox.messages[0].sent_at))
             if sleep_ms <= 0:
                 if not self._stalled:  # while the program doesn't read, nor do we: silence proves nothing
-                    self._lose(MQTTTimeout("the server doesn't answer"))
-                    return
+                    return self._lose(MQTTTimeout("no answer"))
                 sleep_ms = self._timeout_ms
                 self._ping_at = None
                 self._rx_at = now
-            if self._link:  # a network that says that it is gone needn't be asked by PINGREQ
-                if not self._link.isconnected():
+            if self.link:  # a network that says that it is gone needn't be asked by PINGREQ
+                if not self.link.isconnected():
                     return self._lose(MQTTError("no link"))
                 sleep_ms = min(sleep_ms, 1000)
             self._wake_at = ticks_add(now, sleep_ms)
             self._down.is_set = False
             await self._down.wait(sleep_ms)
+
+    # Milliseconds until PINGREQ is due, or then until PINGRESP is overdue. The server waits 1.5 keep alive; we ask an
+    # eighth early, so that the answer comes within them too.
+    def _ping_ms(self, now):
+        if self._ping_at is None:
+            return self.keepalive * 875 - max(ticks_diff(now, self._tx_at), ticks_diff(now, self._rx_at))
+        return min(self._timeout_ms, self.keepalive * 500) - ticks_diff(now, self._ping_at)
 
     # An answer is expected: the timer must not sleep past its deadline, and the reader must not stall.
     def _watch(self, now):
@@ -899,21 +900,21 @@ class Client:
     # second small write would wait for the delayed ACK of the first (measured: 23 QoS 1 messages a second).
     async def _write(self):
         tx = self._tx
-        writable = _Ready(self._stream, True)
+        writable = _ready(self._stream, True)
         try:
+            await writable  # connected, or refused: the first write then raises its error
             while True:
                 await self._kick.wait(_FOREVER_MS)
-                if self._linger_ms and self.connected:
-                    await asyncio.sleep(self._linger_ms / 1000)
+                if self.linger_ms and self.connected:
+                    await sleep_ms(self.linger_ms)
                 self._kick.is_set = False
                 while tx or self._source:
                     self._flush()
                     if tx or self._source:
                         await writable
-                    elif self.connected:
+                    else:
                         self._pump()
-                self._wake_waiting()
-        except (OSError, MQTTError) as error:
+        except OSError as error:
             self._lose(error)
 
     # Writes what the stream takes at once.
@@ -930,7 +931,7 @@ class Client:
             self._tx[:n] = b""
 
     async def _read(self):
-        readable = _Ready(self._stream, False)
+        readable = _ready(self._stream, False)
         try:
             while True:
                 await readable
@@ -942,13 +943,13 @@ class Client:
                     await self._read_on.wait(_GRACE_MS if self.outbox.messages else _FOREVER_MS)
                     self._overflow = not self._read_on.is_set
                     self._parse()
-        except (OSError, MQTTError, MemoryError) as error:
+        except (OSError, MemoryError) as error:
             self._lose(error)
 
     # Reads and handles what has come; None if nothing had.
     def _receive(self):
         try:
-            n = self._stream.readinto(self._view[self._rx_end:] if self._rx_end else self._rx)
+            n = self._stream.readinto(self._view[self._rx_end:] if self._rx_end else self._view)
         except ValueError as error:  # as in _flush
             raise MQTTError(str(error))
         if n:
@@ -958,7 +959,7 @@ class Client:
             self._rx_end += n
             self._parse()
         elif n == 0:
-            raise MQTTError("the server closed the connection")
+            raise MQTTError("closed by the server")
         return n
 
     # Takes all complete packets out of the buffer, where they lie; an incomplete one moves to its start.
@@ -971,26 +972,16 @@ class Client:
             length = rx[pos + 1]
             body = pos + 2
             if length > 127:
-                length &= 127
-                shift = 7
-                while body < end:
-                    byte = rx[body]
-                    body += 1
-                    length |= (byte & 127) << shift
-                    shift += 7
-                    if byte < 128:
-                        break
-                    if shift > 21:
-                        raise MQTTError("malformed packet")
-                else:
+                length, body = _get_length(rx, pos + 1, end)
+                if length is None:
                     break
-            if body + length - pos > self._max_packet:
-                raise MQTTError("packet larger than max_packet")
+            if body + length - pos > self.max_packet:
+                raise MQTTError("larger than max_packet")
             if body + length > end:
                 break
             header = rx[pos]
             if header & 0xF0 == _PUBLISH:
-                if len(self._inbox) >= self._inbox_max and not self._overflow:
+                if len(self._inbox) >= self.inbox and not self._overflow:
                     self._stalled = True
                     break
                 self._on_publish(header, body, body + length)
@@ -1008,22 +999,23 @@ class Client:
     def _on_publish(self, header, pos, end):
         rx = self._rx
         qos = header >> 1 & 3
-        topic_end = pos + 2
-        if topic_end <= end:
-            topic_end += rx[pos] << 8 | rx[pos + 1]
-        payload = topic_end
-        packet_id = 0
-        if qos:
-            payload += 2
-            if payload <= end:
-                packet_id = rx[topic_end] << 8 | rx[topic_end + 1]
-        if self._extra:
-            payload = self._read_properties(payload, end)
+        topic_end = pos + 2 + (rx[pos] << 8 | rx[pos + 1])
+        payload = topic_end + 2 if qos else topic_end
+        packet_id = rx[topic_end] << 8 | rx[topic_end + 1] if qos and payload <= end else 0
         # [MQTT-3.3.1-4], [MQTT-3.3.1-2], [MQTT-2.3.1-1]
         if payload > end or not self.connected or qos == 3 or header & 0x0E == _DUP or (qos and not packet_id):
-            raise MQTTError("malformed packet")
-        if qos == 2 and self._is_duplicate(packet_id):
-            return
+            raise MQTTError("malformed")
+        if self._extra:
+            payload = self._read_properties(payload, end)
+        inbound = self.outbox.inbound
+        if qos == 2:  # exactly once: what the loop has taken is answered again, what it hasn't is answered when it does
+            if packet_id in inbound:
+                self._answer(_PUBREC, packet_id)
+                return
+            if packet_id << 1 | 1 in self._marks:
+                return
+            if len(inbound) >= _INBOUND_MAX:
+                raise MQTTError("protocol error")
         pos += 2
         if pos == topic_end or topic_end - pos != len(self._rx_topic) or not rx.startswith(self._rx_topic, pos):
             self._read_topic(pos, topic_end)
@@ -1032,33 +1024,23 @@ class Client:
     def _deliver(self, payload, retained, mark):
         self.received += 1
         if self.on_message:
-            self.on_message(self._rx_topic_name, payload, retained)
+            self.on_message(self._rx_name, payload, retained)
             self._confirm(mark)
-        elif not mark and len(self._inbox) >= self._inbox_max:
+        elif not mark and len(self._inbox) >= self.inbox:
             self.dropped += 1
         else:
-            self._inbox.append((self._rx_topic_name, payload, retained))
+            self._inbox.append((self._rx_name, payload, retained))
             self._marks.append(mark)
             self._arrival.set()
-
-    # Exactly once: what the loop has taken is answered again, what it hasn't is answered when it does.
-    def _is_duplicate(self, packet_id):
-        inbound = self.outbox.inbound
-        if packet_id in inbound:
-            self._acknowledge(_PUBREC, packet_id)
-            return True
-        if len(inbound) >= _INBOUND_MAX:
-            raise MQTTError("protocol error")
-        return packet_id << 1 | 1 in self._marks
 
     def _read_topic(self, start, end):
         topic = bytes(self._view[start:end])
         try:
-            _check_topic_name(topic)
+            _check_topic(topic)
             _check_utf8(topic)
-            self._rx_topic_name = topic.decode()
+            self._rx_name = topic.decode()
         except ValueError:  # UnicodeError too [MQTT-1.5.3-1]
-            raise MQTTError("malformed packet")
+            raise MQTTError("malformed")
         self._rx_topic = topic
 
     def _on_packet(self, header, pos, length):
@@ -1069,46 +1051,38 @@ class Client:
         elif header == _PINGRESP and length == 0:
             self._ping_at = None
         elif not packet_id or (length < 3 if header == _SUBACK else length > 2):  # [MQTT-2.3.1-1]
-            raise MQTTError("malformed packet")
+            raise MQTTError("malformed")
         elif header == _PUBREL:
             self.outbox.forget(packet_id)
-            self._acknowledge(_PUBCOMP, packet_id)
-        elif header in (_PUBACK, _PUBREC, _PUBCOMP, _SUBACK, _UNSUBACK):
-            self._on_answer(header, packet_id, rx[pos + 2:pos + length] if header == _SUBACK else b"")
+            self._answer(_PUBCOMP, packet_id)
         else:
-            raise MQTTError("protocol error")
-
-    def _on_answer(self, header, packet_id, codes):
-        for code in codes:
-            if code > 2 and code != 0x80:
-                raise MQTTError("malformed packet")  # [MQTT-3.9.3-2]
-        message = self.outbox.find(packet_id)
-        state = message.state if message else 0
-        if header == _PUBREC and state in (0, _PUBREC, _PUBCOMP):
-            # For an identifier that we don't know too: the server can then let go of it.
-            if state == _PUBREC:
-                self.outbox.release(message)
-            self._acknowledge(_PUBREL, packet_id)
-        elif header == state:
-            self._done(message, max(codes) if codes else 0)
-        elif state:
-            raise MQTTError("protocol error")
+            code = max(rx[pos + 2:pos + length]) if header == _SUBACK else 0
+            message = self.outbox.find(packet_id)
+            state = message.state if message else None
+            if header == _PUBREC and (not state or state == _PUBREC or state == _PUBCOMP):
+                # For an identifier that we don't know too: the server can then let go of it.
+                if state == _PUBREC:
+                    self.outbox.release(message)
+                self._answer(_PUBREL, packet_id)
+            elif code > 2 and code != 0x80 or (state or header not in b"\x40\x50\x70\x90\xb0") and header != state:
+                raise MQTTError("protocol error")  # [MQTT-3.9.3-2]
+            elif state:
+                self._done(message, code)
 
     def _done(self, message, code):
         message.code = code
         if code > 127:
-            self.error = MQTTError("refused", code)  # the only trace when nobody waits for it
+            self.error = message.error = MQTTError("refused", code)  # its only trace when nobody waits for it
         self.outbox.remove(message)
         message.set()
         self._pump()
-        self._wake_waiting()
 
     def _on_connack(self, header, pos, length):
         flags = self._rx[pos]
         code = self._rx[pos + 1]
         # [MQTT-3.2.2-1], [MQTT-3.2.2-4]
-        if header != _CONNACK or length != 2 or flags > 1 or (flags and (code or self._clean)) or code > 5:
-            raise MQTTError("malformed packet")
+        if header != _CONNACK or length != 2 or flags > 1 or (flags and (code or self.clean)) or code > 5:
+            raise MQTTError("malformed")
         if code:
             raise MQTTError("refused: %d" % code, code)
         self._accepted(flags == 1)
@@ -1118,29 +1092,30 @@ class Client:
     def _accepted(self, session_present):
         self.session_present = session_present
         self.connected = True
-        for i in range(len(self._marks) - 1, -1, -1):
+        i = len(self._marks)
+        while i:
+            i -= 1
             if self._marks[i] and session_present:
                 del self._marks[i], self._inbox[i]
             else:
                 self._marks[i] = 0
         if not session_present:
-            for packet_id in list(self.outbox.inbound):
-                self.outbox.forget(packet_id)
-            if self._subscriptions:
-                self._ask(_SUBSCRIBE, self._subscriptions)
+            while self.outbox.inbound:
+                self.outbox.forget(self.outbox.inbound[0])
+            if self._filters:
+                self._ask(_SUBSCRIBE, self._filters)
         if not self._early:
             self._pump()
-        self._wake_waiting()
         self._up.set()
 
-    def _make_connect(self, client_id, user, password, keepalive, clean, will):
-        flags = 2 if clean else 0
+    def _make_connect(self, client_id, user, password, will):
+        flags = 2 if self.clean else 0
         payload = bytearray()
         _put_string(payload, _encode(client_id))
         if will:
             topic, message, qos, retain = will
             topic = _encode(topic)
-            _check_topic_name(topic)
+            _check_topic(topic)
             flags |= 4 | qos << 3 | (0x20 if retain else 0)
             payload.extend(self._extra)
             _put_string(payload, topic)
@@ -1150,16 +1125,16 @@ class Client:
             _put_string(payload, _encode(user))
         if password is not None:
             if user is None:
-                raise ValueError("a password needs a user")  # [MQTT-3.1.2-22]
+                raise ValueError("user")  # [MQTT-3.1.2-22]
             flags |= 0x40
             _put_string(payload, _encode(password))
         packet = bytearray(b"\x10")
-        _put_length(packet, 10 + len(self._connect_extra) + len(payload))
+        _put_length(packet, 10 + len(self._properties) + len(payload))
         packet.extend(b"\0\x04MQTT")
         packet.append(self._level)
         packet.append(flags)
-        _put_pair(packet, keepalive)
-        packet.extend(self._connect_extra)
+        _put_pair(packet, self.keepalive)
+        packet.extend(self._properties)
         packet.extend(payload)
         return packet
 

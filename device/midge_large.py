@@ -4,13 +4,11 @@ It must not hold more of a payload than one chunk."""
 import asyncio
 
 import midge_client
-from midge_client import MQTTError, _put_length, _put_string, _Signal, const, ticks_ms
+from midge_client import MQTTError, _get_length, _header, _put_length, _put_pair, _put_string, _Signal, const, ticks_ms
 
 # --------------------------------------------------------------------------------------------- constants
 
 _PUBLISH = const(0x30)
-_PUBACK = const(0x40)
-_PUBREC = const(0x50)
 _PUBCOMP = const(0x70)
 _DUP = const(0x08)
 # What is read at once: a third of a TCP segment, the size of a flash page or two.
@@ -35,7 +33,7 @@ def large(base):
             super().__init__(*args, max_packet=buffer, **options)
             self.on_chunk = on_chunk
             if on_chunk:
-                self._max_packet = max_packet
+                self.max_packet = max_packet
             self._source_done = _Signal()
 
         # `file`: has readinto(), and seek() for QoS 1 and 2, since they may have to be sent again. `size`: how many
@@ -43,8 +41,8 @@ def large(base):
         async def publish_from(self, topic, file, size, qos=0, retain=False):
             while self._large or self._source:  # one at a time
                 await asyncio.sleep(0.02)
-            await self._wait_for_room(qos, 0)
-            header = _PUBLISH | qos << 1 | (1 if retain else 0)
+            header = _header(qos, retain)
+            await self._room(header)
             self._file = file
             self._size = size
             encoded = self._topics.get(topic) or self._encode_topic(topic)
@@ -56,7 +54,7 @@ def large(base):
                     raise self._lost
                 return
             self._start_at = file.seek(0, 1)
-            message = self._large = self.outbox.new(header, b"", _PUBACK if qos == 1 else _PUBREC)
+            message = self._large = self.outbox.new(header, b"", _PUBLISH + qos * 16)  # PUBACK, PUBREC
             message.topic = encoded
             try:
                 self._pump()
@@ -65,8 +63,8 @@ def large(base):
                     await asyncio.sleep(0.02)
                 if message.state:
                     raise MQTTError("disconnected")
-                if message.code > 127:
-                    raise MQTTError("refused", message.code)
+                if message.error:
+                    raise message.error
             except BaseException:
                 # Half a packet can't be taken back: what has begun goes on, only its caller has gone.
                 if message.state and not message.sent:
@@ -105,8 +103,7 @@ def large(base):
             _put_length(tx, len(topic) + len(extra) + self._size + (4 if packet_id else 2))
             _put_string(tx, topic)
             if packet_id:
-                tx.append(packet_id >> 8)
-                tx.append(packet_id & 0xFF)
+                _put_pair(tx, packet_id)
             tx.extend(extra)
             self._before = len(tx)
             self._to_read = self._size
@@ -162,19 +159,12 @@ def large(base):
             end = self._rx_end
             if not self.on_chunk or end < 7 or rx[0] & 0xF0 != _PUBLISH:
                 return False
-            length = shift = 0
-            pos = 1
-            while True:
-                length |= (rx[pos] & 127) << shift
-                shift += 7
-                pos += 1
-                if rx[pos - 1] < 128:
-                    break
-            if pos + length <= len(rx):
+            length, pos = _get_length(rx, 1, end)
+            if pos + length <= len(self._view):
                 return False
             payload = pos + 2 + (rx[pos] << 8 | rx[pos + 1]) + (2 if rx[0] & 6 else 0)
             if payload > end:
-                if end == len(rx):
+                if end == len(self._view):
                     raise MQTTError("topic larger than the buffer")
                 return False
             self._mark = None
@@ -195,7 +185,7 @@ def large(base):
             n = min(self._left, self._rx_end - self._rx_pos)
             chunk = self._view[self._rx_pos:self._rx_pos + n]
             if self._mark is not None and (n or not self._left):
-                self.on_chunk(self._rx_topic_name, chunk, self._offset, self._total)
+                self.on_chunk(self._rx_name, chunk, self._offset, self._total)
             self._offset += n
             self._left -= n
             self._rx_pos += n

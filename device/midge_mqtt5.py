@@ -1,12 +1,14 @@
 """MQTT 5.0 for midge_client: a Client of the same face, with properties, reason codes and request and reply.
 It must not know what midge_client keeps to itself about streams and tasks: it only changes what stands in packets."""
 
+import asyncio
+
 import midge_client
-from midge_client import MQTTError, MQTTTimeout, _encode, _put_length, _put_string, _Signal, const
+from midge_client import (MQTTError, MQTTTimeout, OutboxFull, _encode, _get_length, _header, _put_length, _put_string,
+                          _Signal, const)
 
 # --------------------------------------------------------------------------------------------- constants
 
-_PUBLISH = const(0x30)
 _PUBACK = const(0x40)
 _PUBREC = const(0x50)
 _PUBREL = const(0x62)
@@ -16,37 +18,39 @@ _SUBACK = const(0x90)
 _UNSUBACK = const(0xB0)
 _DISCONNECT = const(0xE0)
 
-# Properties (MQTT 5.0 §2.2.2.2), by how their value is written; of those with a length we keep the last three.
+# Properties (MQTT 5.0 §2.2.2.2). What a program may look for in `client.properties` has a name without underscore.
 _EXPIRY = const(0x02)
-_RESPONSE_TOPIC = const(0x08)
-_CORRELATION = const(0x09)
+CONTENT_TYPE = const(0x03)
+RESPONSE_TOPIC = const(0x08)
+CORRELATION = const(0x09)
+_SUBSCRIPTION_ID = const(0x0B)
 _SESSION_EXPIRY = const(0x11)
 _ASSIGNED_ID = const(0x12)
 _SERVER_KEEP_ALIVE = const(0x13)
 _RECEIVE_MAXIMUM = const(0x21)
 _TOPIC_ALIAS_MAXIMUM = const(0x22)
 _TOPIC_ALIAS = const(0x23)
-_USER_PROPERTY = const(0x26)
 _MAXIMUM_PACKET_SIZE = const(0x27)
-_SUBSCRIPTION_ID = const(0x0B)
-_BYTES_1 = b"\x01\x17\x19\x24\x25\x28\x29\x2a"
-_BYTES_2 = b"\x13\x21\x22\x23"
-_BYTES_4 = b"\x02\x11\x18\x27"
-_STRINGS = b"\x03\x08\x09\x12\x15\x16\x1a\x1c\x1f"
-_KEPT = b"\x08\x09\x12"
+# For each number how its value is written: 1, 2, 4: so many bytes; v: variable length; k: a string that is kept, s: one
+# that is skipped, u: two (user properties cost no memory); a dot: there is no such property.
+_FORMS = b".14k....kk.v.....4k2.ss141s.s..s.22211u4111."
 
 # Topics that we let the server give a number: 16 topics of 32 bytes are what a board can spare.
 _ALIASES_MAX = const(16)
+_NONE = {}
 
 
 # ------------------------------------------------------------------------------------------------------- codec
 
 
-def _put_number(packet, kind, value, size):
-    packet.append(kind)
-    while size:
-        size -= 1
-        packet.append(value >> 8 * size & 0xFF)
+def _number(kind, value, size):
+    return bytes((kind,)) + value.to_bytes(size, "big")
+
+
+def _string(kind, text):
+    packet = bytearray((kind,))
+    _put_string(packet, _encode(text))
+    return bytes(packet)
 
 
 # ---------------------------------------------------------------------------------------------------------- API
@@ -58,44 +62,43 @@ def _put_number(packet, kind, value, size):
 class Client(midge_client.Client):
     _level = 5
     _extra = b"\0"
+    # Of the message that the loop has got, or that on_message is called for: response topic, correlation data, seconds
+    # to its expiry (2) ..., by their numbers.
+    properties = _NONE
+    server_properties = _NONE  # of CONNACK, by their numbers
+    assigned_id = None  # the client identifier that the server chose
+    _replies_to = None  # set by the first request
+    _correlation = 0
 
     def __init__(self, client_id, host, port=1883, session_expiry=None, receive_maximum=20, clean=True, max_packet=2048,
                  window=16, **options):
         if session_expiry is None:
             session_expiry = 0 if clean else 0xFFFFFFFF
-        extra = bytearray(b"\0")
-        _put_number(extra, _SESSION_EXPIRY, session_expiry, 4)
-        _put_number(extra, _RECEIVE_MAXIMUM, receive_maximum, 2)
-        _put_number(extra, _MAXIMUM_PACKET_SIZE, max_packet, 4)
-        _put_number(extra, _TOPIC_ALIAS_MAXIMUM, _ALIASES_MAX, 2)
-        extra[0] = len(extra) - 1
-        self._connect_extra = extra
+        extra = (_number(_SESSION_EXPIRY, session_expiry, 4) + _number(_RECEIVE_MAXIMUM, receive_maximum, 2)
+                 + _number(_MAXIMUM_PACKET_SIZE, max_packet, 4) + _number(_TOPIC_ALIAS_MAXIMUM, _ALIASES_MAX, 2))
+        self._properties = bytes((len(extra),)) + extra
         self._window_max = window
         self._aliases = {}  # topic: its alias, on this connection
-        self._aliases_max = 0  # the server's, from CONNACK
         self._rx_aliases = {}
         self._rx_properties = {}  # of the last packet read
         self._requests = {}  # correlation data: the signal of the request that waits
-        self._handlers = {}
-        self._replies_to = None  # set by the first request
-        self._correlation = 0
-        self.assigned_id = None  # the client identifier that the server chose
-        self.server_properties = {}  # of CONNACK, by their numbers
+        self._handlers = {}  # topic: what answers requests
+        self._put = bytearray(8)
         super().__init__(client_id, host, port, clean=clean, max_packet=max_packet, window=window, **options)
         self._client_id = client_id
 
     # expiry: seconds after which nobody gets the message any more.
     def publish(self, topic, payload, qos=0, retain=False, expiry=None, response_topic=None, correlation=None):
-        properties = bytearray()
+        properties = b""
         if expiry is not None:
-            _put_number(properties, _EXPIRY, expiry, 4)
+            properties = _number(_EXPIRY, expiry, 4)
         if response_topic:
-            properties.append(_RESPONSE_TOPIC)
-            _put_string(properties, _encode(response_topic))
+            properties += _string(RESPONSE_TOPIC, response_topic)
         if correlation:
-            properties.append(_CORRELATION)
-            _put_string(properties, correlation)
-        return super().publish(topic, payload, qos, retain, bytes(properties) or None)
+            properties += _string(CORRELATION, correlation)
+        return super().publish(topic, payload, qos, retain, properties)
+
+    # ------------------------------------------------------------------------------------- request and reply
 
     # Publishes with a response topic of our own and returns the payload of the reply, or raises MQTTTimeout after
     # `timeout` seconds.
@@ -114,13 +117,65 @@ class Client(midge_client.Client):
         finally:
             del self._requests[key]
         if signal.payload is None:
-            raise MQTTTimeout("no reply in time")
+            raise MQTTTimeout("no reply")
         return signal.payload
 
-    # Answers requests on a topic: handler(payload) gives the reply's payload at once.
+    # Before connect(): @client.responds("lamp/level"), then a function that takes a request's payload and returns the
+    # reply's; it may be `async`. Answered are requests with a response topic and, for peers that speak 3.1.1, requests
+    # to lamp/level/request/ID, at lamp/level/response/ID.
+    def responds(self, topic):
+        def register(handler):
+            self._handlers[topic] = handler
+            return handler
+        return register
+
+    # The same while connected.
     async def serve(self, topic, handler, qos=1):
         self._handlers[topic] = handler
+        await self.subscribe(topic + "/request/+", qos)
         return await self.subscribe(topic, qos)
+
+    async def connect(self):
+        await super().connect()
+        try:
+            for topic in self._handlers:
+                await self.serve(topic, self._handlers[topic])
+        except BaseException:
+            await self.disconnect()
+            raise
+
+    # Hands the message to who answers, if it is a request that someone here answers.
+    def _is_request(self, payload, mark):
+        name = self._rx_name
+        found = self._rx_properties
+        topic = found.get(RESPONSE_TOPIC)
+        at = name.rfind("/request/")
+        if not topic and at > 0:
+            topic = _encode(name[:at] + "/response/" + name[at + 9:])
+            name = name[:at]
+        handler = self._handlers.get(name)
+        if not handler or not topic:
+            return False
+        correlation = found.get(CORRELATION)
+        properties = _string(CORRELATION, correlation) if correlation else b""
+        reply = handler(payload)
+        self._confirm(mark)
+        if hasattr(reply, "send"):  # a coroutine
+            asyncio.create_task(self._reply_later(topic, reply, mark, properties))
+        else:
+            self._reply(topic, reply, mark, properties)
+        return True
+
+    async def _reply_later(self, topic, reply, mark, properties):
+        self._reply(topic, await reply, mark, properties)
+
+    # At QoS 1 if the request was more than QoS 0. It never waits: the outbox has room or the requester waits in vain.
+    def _reply(self, topic, reply, mark, properties):
+        try:
+            self.outbox.add(_header(1 if mark else 0, False), topic, _encode(reply), properties)
+            self._pump()
+        except OutboxFull:
+            self.dropped += 1
 
     # ---------------------------------------------------------------------------------------------- sending
 
@@ -128,84 +183,68 @@ class Client(midge_client.Client):
         super()._begin()
         self._aliases.clear()
         self._rx_aliases.clear()
-        self._aliases_max = 0
+        self._aliases_max = 0  # the server's, from CONNACK
 
     def _put_publish(self, header, packet_id, topic, payload, properties):
-        packet = self._tx
-        properties = properties or b""
         alias = self._aliases.get(topic)
         if alias:
             topic = b""
         elif len(self._aliases) < self._aliases_max:
             self._aliases[topic] = alias = len(self._aliases) + 1
-        n = len(properties) + (3 if alias else 0)
-        packet.append(header)
-        _put_length(packet, len(topic) + len(payload) + n + (4 if header & 6 else 2) + (1 if n < 128 else 2))
-        _put_string(packet, topic)
-        if header & 6:
-            packet.append(packet_id >> 8)
-            packet.append(packet_id & 0xFF)
-        _put_length(packet, n)
+        put = self._put
+        put[:] = b""
+        _put_length(put, len(properties) + (3 if alias else 0))
         if alias:
-            _put_number(packet, _TOPIC_ALIAS, alias, 2)
-        packet.extend(properties)
-        packet.extend(payload)
+            put.append(_TOPIC_ALIAS)
+            put.append(0)
+            put.append(alias)
+        put.extend(properties)
+        super()._put_publish(header, packet_id, topic, payload, put)
 
     # -------------------------------------------------------------------------------------------- receiving
 
-    # Gives the place after the properties; what is of use is in _rx_properties. User properties cost no memory.
+    # Gives the place after the properties; what is of use is in _rx_properties.
     def _read_properties(self, pos, limit):
         rx = self._rx
         found = self._rx_properties
         found.clear()
-        if pos < limit and rx[pos] == 0:
-            return pos + 1
-        length, pos = self._read_length(pos, limit)
+        length = rx[pos]
+        if length < 128:
+            pos += 1
+        else:
+            length, pos = _get_length(rx, pos, limit)
+        if length is None or pos + length > limit:
+            raise MQTTError("malformed")
         end = pos + length
-        if end > limit:
-            raise MQTTError("malformed properties")
         while pos < end:
             kind = rx[pos]
+            form = _FORMS[min(kind, 43)] - 48  # the figures 1, 2 and 4; letters are above them, the dot below
             pos += 1
-            if kind == _USER_PROPERTY:
-                pos = self._skip_string(self._skip_string(pos, end), end)
-                continue
-            if kind in found and kind != _SUBSCRIPTION_ID:
-                raise MQTTError("property twice")  # §2.2.2.2
-            size = 1 if kind in _BYTES_1 else 2 if kind in _BYTES_2 else 4 if kind in _BYTES_4 else 0
-            if size:
-                value = 0
-                for i in range(pos, min(pos + size, end)):
-                    value = value << 8 | rx[i]
-                pos += size
-            elif kind in _STRINGS:
-                start = pos + 2
-                pos = self._skip_string(pos, end)
-                value = bytes(self._view[start:pos]) if kind in _KEPT else b""
-            elif kind == _SUBSCRIPTION_ID:
-                value, pos = self._read_length(pos, end)
+            value = 0
+            if 0 < form < 5:
+                while form and pos < end:
+                    value = value << 8 | rx[pos]
+                    pos += 1
+                    form -= 1
+                if form:
+                    pos = end + 1
+            elif form == 70:  # v
+                value, pos = _get_length(rx, pos, end)
+            elif form < 0:
+                raise MQTTError("no such property")
             else:
-                raise MQTTError("unknown property")
+                start = pos + 2
+                pos = start + (rx[pos] << 8 | rx[pos + 1])
+                if form == 69:  # u
+                    pos = pos + 2 + (rx[pos] << 8 | rx[pos + 1]) if pos < end else end + 1
+                    continue
+                value = bytes(self._view[start:pos]) if form == 59 and pos <= end else b""  # k
+            if pos > end or value is None or kind in found and kind != _SUBSCRIPTION_ID:
+                raise MQTTError("malformed")  # §2.2.2.2
             found[kind] = value
         if pos > end:
-            raise MQTTError("malformed properties")
+            raise MQTTError("malformed")
         return end
-
-    def _read_length(self, pos, end):
-        length = shift = 0
-        while pos < end and shift < 28:
-            byte = self._rx[pos]
-            pos += 1
-            length |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return length, pos
-        raise MQTTError("malformed length")
-
-    def _skip_string(self, pos, end):
-        if pos + 2 > end:
-            raise MQTTError("malformed properties")
-        return pos + 2 + (self._rx[pos] << 8 | self._rx[pos + 1])
 
     def _on_packet(self, header, pos, length):
         rx = self._rx
@@ -216,24 +255,26 @@ class Client(midge_client.Client):
         if self.connected and length > 2:
             packet_id = rx[pos] << 8 | rx[pos + 1]
             message = self.outbox.find(packet_id)
+            is_answered = message and message.state == header
             if header in (_SUBACK, _UNSUBACK):
                 at = self._read_properties(pos + 2, end)
                 if at == end or not packet_id:
-                    raise MQTTError("malformed SUBACK")
-                if message and message.state == header:
+                    raise MQTTError("malformed")
+                if is_answered:
                     self._done(message, max(rx[at:end]))
                 return
             if header in (_PUBACK, _PUBREC, _PUBREL, _PUBCOMP):
                 code = rx[pos + 2]
                 if length > 3 and self._read_properties(pos + 3, end) != end:
-                    raise MQTTError("malformed packet")
+                    raise MQTTError("malformed")
                 length = 2
                 # A message that the server refuses is done with. "Packet Identifier not found" (0x92) at PUBREL and
                 # PUBCOMP: the other side had forgotten it, and nothing is left to do.
-                if code > 127 and message and message.state == header and header != _PUBCOMP:
-                    return self._done(message, code)
-                if code > 127 and header == _PUBREC:
-                    return
+                if code > 127:
+                    if is_answered and header != _PUBCOMP:
+                        return self._done(message, code)
+                    if header == _PUBREC:
+                        return
         super()._on_packet(header, pos, length)
 
     def _on_connack(self, header, pos, length):
@@ -242,17 +283,16 @@ class Client(midge_client.Client):
         flags = self._rx[pos]
         code = self._rx[pos + 1]
         found = self._rx_properties
-        if flags > 1 or (flags and (code or self._clean)) or found.get(_RECEIVE_MAXIMUM) == 0:
-            raise MQTTError("malformed CONNACK")
+        if flags > 1 or (flags and (code or self.clean)) or found.get(_RECEIVE_MAXIMUM) == 0:
+            raise MQTTError("malformed")
         if code:
             raise MQTTError("refused: 0x%02x" % code, code)
         self.server_properties = dict(found)
-        self._window = min(self._window_max, found.get(_RECEIVE_MAXIMUM, 0xFFFF))
+        self.window = min(self._window_max, found.get(_RECEIVE_MAXIMUM, 0xFFFF))
         self._aliases_max = min(_ALIASES_MAX, found.get(_TOPIC_ALIAS_MAXIMUM, 0))
         if _ASSIGNED_ID in found:
             self.assigned_id = found[_ASSIGNED_ID].decode()
-        if _SERVER_KEEP_ALIVE in found:  # [MQTT-3.1.2-21]
-            self._set_keepalive(found[_SERVER_KEEP_ALIVE])
+        self.keepalive = found.get(_SERVER_KEEP_ALIVE, self.keepalive)  # [MQTT-3.1.2-21]
         self._accepted(flags == 1)
 
     # Called for a topic that isn't the last one's, and for one of no bytes: its alias stands for it then.
@@ -261,34 +301,35 @@ class Client(midge_client.Client):
             super()._read_topic(start, end)
             return
         self._rx_topic = b""
-        self._rx_topic_name = self._rx_aliases.get(self._rx_properties.get(_TOPIC_ALIAS))
-        if not self._rx_topic_name:
+        self._rx_name = self._rx_aliases.get(self._rx_properties.get(_TOPIC_ALIAS))
+        if not self._rx_name:
             raise MQTTError("unknown topic alias")
 
     def _deliver(self, payload, retained, mark):
         found = self._rx_properties
-        if found:
-            alias = found.get(_TOPIC_ALIAS)
-            if alias is not None:
-                if not 0 < alias <= _ALIASES_MAX:
-                    raise MQTTError("topic alias")  # [MQTT-3.3.2-8], above our maximum
-                self._rx_aliases[alias] = self._rx_topic_name
-            request = self._requests.get(found.get(_CORRELATION))
-            if request and self._rx_topic_name == self._replies_to:
-                self._confirm(mark)
-                request.payload = payload
-                request.set()
-                return
-            handler = self._handlers.get(self._rx_topic_name)
-            if handler and _RESPONSE_TOPIC in found:
-                properties = bytearray()
-                if _CORRELATION in found:
-                    properties.append(_CORRELATION)
-                    _put_string(properties, found[_CORRELATION])
-                topic = found[_RESPONSE_TOPIC]
-                reply = _encode(handler(payload))
-                self._confirm(mark)
-                self._put_publish(_PUBLISH, 0, topic, reply, properties)
-                self._kick.set()
-                return
-        super()._deliver(payload, retained, mark)
+        alias = found.pop(_TOPIC_ALIAS, None)
+        if alias is not None:
+            if not 0 < alias <= _ALIASES_MAX:
+                raise MQTTError("topic alias")  # [MQTT-3.3.2-8], above our maximum
+            self._rx_aliases[alias] = self._rx_name
+        request = self._requests.get(found.get(CORRELATION))
+        if request and self._rx_name == self._replies_to:
+            self._confirm(mark)
+            request.payload = payload
+            request.set()
+        elif not self._handlers or not self._is_request(payload, mark):
+            self.properties = found or _NONE
+            before = len(self._inbox)
+            super()._deliver(payload, retained, mark)
+            if found:
+                self._rx_properties = {}  # this one is the program's now
+                if len(self._inbox) > before:
+                    self._inbox[-1] += (found,)
+
+    # `properties` belong to the message that is handed out.
+    def _take(self):
+        message = super()._take()
+        if message:
+            self.properties = message[3] if len(message) > 3 else _NONE
+            message = message[:3]
+        return message

@@ -17,7 +17,6 @@ _ENDED = const(0x40)  # identifier: acknowledged, sent (QoS 0) or dropped
 _INBOUND = const(0x51)  # identifier: received at QoS 2, PUBREC may leave
 _RELEASED = const(0x62)  # identifier: PUBREL came
 _FILTERS = const(0x82)  # body of SUBSCRIBE
-_PUBACK = const(0x40)
 _PUBCOMP = const(0x70)
 _SUBACK = const(0x90)
 _AROUND = const(7)
@@ -46,7 +45,7 @@ def _pair(number):
 def _split(body):
     topic = 4 + (body[2] << 8 | body[3])
     end = topic + 2 + (body[topic] << 8 | body[topic + 1])
-    return body[0] << 8 | body[1], bytes(body[4:topic]), bytes(body[topic + 2:end]) or None, bytes(body[end:])
+    return body[0] << 8 | body[1], bytes(body[4:topic]), bytes(body[topic + 2:end]), bytes(body[end:])
 
 
 # ----------------------------------------------------------------------------------------------------- session
@@ -68,7 +67,7 @@ class _Journal(MemoryOutbox):
         message = self.messages[-1]
         message.topic = message.payload = None
 
-    def add(self, header, topic, payload, properties=None):
+    def add(self, header, topic, payload, properties=b""):
         message = super().add(header, topic, payload, properties)
         message.at = None
         try:
@@ -76,9 +75,6 @@ class _Journal(MemoryOutbox):
         except OSError as error:  # no space left on the device, say
             super().remove(message)
             raise OutboxFull(str(error))
-        except OutboxFull:
-            super().remove(message)
-            raise
         return message
 
     def load(self, message):
@@ -116,7 +112,7 @@ class _Journal(MemoryOutbox):
     def _log_message(self, message):
         body = bytearray(_pair(message.packet_id))
         _put_string(body, message.topic)
-        _put_string(body, message.properties or b"")
+        _put_string(body, message.properties)
         body.extend(message.payload)
         at = self._log(message.header, body)
         message.at, message.record_size = at, len(body)
@@ -193,7 +189,7 @@ class _Journal(MemoryOutbox):
             message = message or self._restored(packet_id, 0x34, _PUBREC)
             super().release(message)
         elif not message:
-            message = self._restored(packet_id, kind, (_PUBLISH, _PUBACK, _PUBREC)[kind >> 1 & 3])
+            message = self._restored(packet_id, kind, _PUBLISH + (kind << 3 & 0x30))
             message.at, message.record_size = at, len(body)
             message.size = len(body) + 10  # of the record's 6 bytes for lengths and identifier, 16 are counted
             self.size += message.size

@@ -6,12 +6,11 @@ It must not do more than that face: who wants more uses midge_client itself."""
 
 import select
 
-from midge_client import Client, MQTTError, MQTTTimeout, _encode, const, ticks_add, ticks_diff, ticks_ms
+from midge_client import Client, MQTTError, MQTTTimeout, _encode, _header, const, ticks_add, ticks_diff, ticks_ms
 
-_PUBLISH = const(0x30)
 _SUBSCRIBE = const(0x82)
-_PINGREQ = b"\xc0\x00"
-_DISCONNECT = b"\xe0\x00"
+_PINGREQ = const(0xC0)
+_DISCONNECT = const(0xE0)
 _ETIMEDOUT = const(110)
 _KEEP_ALIVE_S = const(60)
 
@@ -58,9 +57,9 @@ class MQTTClient:
         self._client = c = Client(self.client_id, self.server, self.port, self.user, self.pswd or None, self.keepalive,
                                   clean_session, will, tls=self.ssl)
         c._closed = False
-        c._set_keepalive(self.keepalive or _KEEP_ALIVE_S)
+        c.keepalive = self.keepalive or _KEEP_ALIVE_S
         until = self._deadline(timeout)
-        c._stream = self.sock = c._open_stream()
+        c._stream = self.sock = c._dial()
         self._poller = select.poll()
         self._poller.register(self.sock, select.POLLOUT)
         if not self._poller.poll(max(ticks_diff(until, ticks_ms()), 0)):
@@ -71,12 +70,12 @@ class MQTTClient:
         return int(c.session_present)
 
     def disconnect(self):
-        self._client._tx.extend(_DISCONNECT)
+        self._client._put_empty(_DISCONNECT)
         self._flush()
         self.sock.close()
 
     def ping(self):
-        self._client._tx.extend(_PINGREQ)
+        self._client._put_empty(_PINGREQ)
         self._client._ping_at = ticks_ms()
         self._flush()
 
@@ -84,13 +83,13 @@ class MQTTClient:
         c = self._client
         topic = c._topics.get(topic) or c._encode_topic(topic)
         msg = _encode(msg)
-        header = _PUBLISH | qos << 1 | (1 if retain else 0)
+        header = _header(qos, retain)
         if qos:
             message = c.outbox.add(header, topic, msg)
             c._pump()
             self._wait_for(message)
         else:
-            c._put_publish(header, 0, topic, msg, None)
+            c._put_publish(header, 0, topic, msg, b"")
             self._flush()
 
     def subscribe(self, topic, qos=0):
@@ -106,12 +105,9 @@ class MQTTClient:
         c = self._client
         while not self._deliver():
             now = ticks_ms()
-            if c._ping_at is None and ticks_diff(now, c._rx_at) >= c._ping_after_ms:
+            if c._ping_at is None and c._ping_ms(now) <= 0:
                 self.ping()
-            if c._ping_at is None:
-                until = ticks_add(c._rx_at, c._ping_after_ms)
-            else:
-                until = ticks_add(c._ping_at, c._pong_within_ms)
+            until = ticks_add(now, c._ping_ms(now))
             if self._turn(until, c._ping_at is None) and not c._rx_end:
                 self._deliver()
                 return None

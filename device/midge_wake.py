@@ -3,7 +3,7 @@ It must not know where messages are kept (`outbox` does) nor how the board sleep
 
 import select
 
-from midge_client import (Client, MQTTError, MQTTTimeout, OutboxFull, _encode, _put_string, const, ticks_add,
+from midge_client import (Client, MQTTTimeout, OutboxFull, _encode, _put_string, const, ticks_add,
                           ticks_diff, ticks_ms)
 
 # --------------------------------------------------------------------------------------------- constants
@@ -13,8 +13,8 @@ _SUBSCRIBE = const(0x82)
 _SUBACK = const(0x90)
 _UNSUBSCRIBE = const(0xA2)
 _UNSUBACK = const(0xB0)
-_PINGREQ = b"\xc0\x00"
-_DISCONNECT = b"\xe0\x00"
+_PINGREQ = const(0xC0)
+_DISCONNECT = const(0xE0)
 
 # After so many messages in one round a server whose window is 10 (HiveMQ; Mosquitto 20, EMQX 32) may have more for us.
 _ROUND = const(10)
@@ -92,7 +92,7 @@ class _Cycle:
             self.connect()
             self.exchange()
             self.leave()
-        except (OSError, MQTTError) as error:
+        except OSError as error:
             return error
         finally:
             for message in [message for message in self.outbox.messages if message.state >= _SUBACK]:
@@ -109,7 +109,7 @@ class _Cycle:
         stats.delivered = self.total - outbox.dropped - stats.kept
         if not is_complete:
             stats.delivered -= self.quick - self.count_quick()
-        stats.session_present = c.session_present
+        stats.session_present = bool(c.session_present)
         stats.received = c.received
         stats.tx_bytes, stats.tx_writes = c.tx_bytes, c.tx_writes
         stats.rx_bytes, stats.rx_reads = c.rx_bytes, c.rx_reads
@@ -117,7 +117,7 @@ class _Cycle:
     def left_ms(self):
         left = ticks_diff(self.until, ticks_ms())
         if left <= 0:
-            raise MQTTTimeout("no answer in time")
+            raise MQTTTimeout("no answer")
         return left
 
     # ------------------------------------------------------------------------------------- what is to be sent
@@ -138,11 +138,12 @@ class _Cycle:
         self.outbox.sync()
         # 3.1.1 has no Receive Maximum: all goes at once. But Mosquitto 2.0.11 changes the order beyond 20 at QoS 2.
         if not self.client._extra:
-            self.client._window = 16 if [message for message in self.outbox.messages if message.header & 4] else 0xFFFF
+            self.client.window = 16 if [message for message in self.outbox.messages if message.header & 4] else 0xFFFF
 
     # SUBSCRIBE, if the session hasn't these filters, and UNSUBSCRIBE for what it has beyond them; before all others.
     def ask(self):
         outbox = self.outbox
+        extra = self.client._extra
         wanted, names, gone = bytearray(), [], bytearray()
         for name, qos in self.subscribe or ():
             name = _encode(name)
@@ -159,10 +160,10 @@ class _Cycle:
                 gone.extend(has[pos:end])
             pos = end + 1
         if gone:
-            self.asked = outbox.new(_UNSUBSCRIBE, gone, _UNSUBACK)
+            self.asked = outbox.new(_UNSUBSCRIBE, extra + gone, _UNSUBACK)
             outbox.messages.insert(outbox.sent, outbox.messages.pop())
         if wanted:
-            self.asked = outbox.new(_SUBSCRIBE, wanted, _SUBACK)
+            self.asked = outbox.new(_SUBSCRIBE, extra + wanted, _SUBACK)
             outbox.messages.insert(outbox.sent, outbox.messages.pop())
         if self.asked:
             self.asked.held = True  # its answer is read in has_all
@@ -175,7 +176,7 @@ class _Cycle:
         c._pump()
         if self.is_ping_due and outbox.sent == len(outbox.messages):
             self.is_ping_due = False
-            c._tx.extend(_PINGREQ)
+            c._put_empty(_PINGREQ)
             c._ping_at = ticks_ms()
         return len(c._tx) > before
 
@@ -184,11 +185,11 @@ class _Cycle:
     def connect(self):
         c = self.client
         start = ticks_ms()
-        c._stream = c._open_stream()
+        c._stream = c._dial()
         self.poller = select.poll()
         self.poller.register(c._stream, select.POLLOUT)
         if not self.poller.poll(self.left_ms()):
-            raise MQTTTimeout("no connection in time")
+            raise MQTTTimeout("no connection")
         self.stats.connect_ms = ticks_diff(ticks_ms(), start)
         c._begin()
         c.connected = False
@@ -260,7 +261,7 @@ class _Cycle:
         c = self.client
         start = ticks_ms()
         has_acks = len(c._tx) > 0
-        c._tx.extend(_DISCONNECT)
+        c._put_empty(_DISCONNECT)
         self.poller.modify(c._stream, select.POLLOUT)
         while c._tx:
             c._flush()
