@@ -5,7 +5,6 @@ It must not know what carries the bytes (`dial` makes the stream) nor what bring
 # midge_umqtt.py (umqtt.simple's face).
 
 import asyncio
-import random
 import socket
 
 try:
@@ -49,8 +48,8 @@ _TOPICS_MAX = const(16)
 _INBOUND_MAX = const(256)
 
 
-# Anything that the server or the link did wrong; an OSError, as what the network does wrong is. `code`: CONNACK's return
-# code, 0x80 from SUBACK, 5.0's reason code.
+# Anything that the server or the link did wrong; an OSError, as what the network does wrong is. `code`: CONNACK's
+# return code, 0x80 from SUBACK, 5.0's reason code.
 class MQTTError(OSError):
     def __init__(self, text, code=0):
         super().__init__(text)
@@ -98,7 +97,7 @@ if _MICROPYTHON:
             self._queue = queue
             self._stop = StopIteration()  # raised again and again: a new one for each wait would be garbage
 
-        def wait(self, ms):
+        def wait(self, ms=_FOREVER_MS):
             self._until = core.ticks_add(core.ticks(), ms)
             return self
 
@@ -147,9 +146,7 @@ if _MICROPYTHON:
 
     # A generator that has ended can be awaited any number of times: what a QoS 0 publish returns.
     _ENDED = _end(None)
-    try:
-        _ENDED.send(None)
-    except StopIteration:
+    for _ in _ENDED:
         pass
 
 else:
@@ -178,7 +175,7 @@ else:
         def __init__(self, owner=None):
             self.owner = owner
 
-        def wait(self, ms):
+        def wait(self, ms=_FOREVER_MS):
             self._ms = ms
             return self
 
@@ -316,18 +313,12 @@ def _put_length(packet, n):
 
 
 def _check_topic(topic):
-    if not 0 < len(topic) <= 0xFFFF or b"+" in topic or b"#" in topic or b"\0" in topic:
+    is_good = 0 < len(topic) <= 0xFFFF
+    for byte in b"+#\0":
+        if byte in topic:
+            is_good = False
+    if not is_good:
         raise ValueError("topic name")  # [MQTT-3.3.2-2], [MQTT-4.7.3-1], [MQTT-4.7.3-2]
-
-
-# What MicroPython's decode() lets pass [MQTT-1.5.3-1]: overlong forms, surrogates, beyond U+10FFFF. The first two bytes
-# of a character tell (Unicode 15, table 3-7).
-def _check_utf8(data):
-    for i in range(len(data) - 1):
-        pair = data[i] << 8 | data[i + 1]
-        if pair >= 0xC000 and (pair < 0xC200 or 0xE000 <= pair < 0xE0A0 or 0xEDA0 <= pair < 0xEE00
-                               or 0xF000 <= pair < 0xF090 or pair >= 0xF490):
-            raise ValueError("UTF-8")
 
 
 # §2.2.3, when the first byte has its high bit. Gives the length and the place after it; None, None: it isn't all there.
@@ -428,7 +419,8 @@ class MemoryOutbox:
     # PUBREC: the server has the message; from now on only PUBREL may be sent [MQTT-4.3.3-1].
     def release(self, message):
         message.state = _PUBCOMP
-        message.topic = message.payload = None
+        message.header = _PUBREL
+        message.topic = message.payload = b""
         self.size -= message.size
         message.size = 0
 
@@ -477,7 +469,7 @@ class _Arrival(_Signal):
         if self.owner._closed:
             raise StopAsyncIteration
         self._task = core.cur_task
-        self.wait(_FOREVER_MS).park()
+        self.wait().park()
 
 
 # Times: keepalive, timeout and patience in seconds. `timeout`: for each answer of the server; when it is over the
@@ -506,11 +498,18 @@ class Client:
     _overflow = False  # set by _read: take more all the same; cleared by _take
     _rx_topic = b""  # the last topic received, and its bytes
     _rx_name = ""
-    _wake_at = 0  # when the timer looks again
+
+    # Client(..., version=5) is midge_mqtt5's.
+    def __new__(cls, *args, version=4, **options):
+        if version > cls._level:
+            from midge_mqtt5 import Client as cls
+            if _MICROPYTHON:  # which calls __init__ of the class that was asked for only
+                return cls(*args, **options)
+        return object.__new__(cls)
 
     def __init__(self, client_id, host, port=1883, user=None, password=None, keepalive=60, clean=True, will=None,
                  timeout=10, patience=60, window=16, inbox=8, max_packet=2048, linger_ms=0, backoff_ms=(500, 60_000),
-                 outbox=None, tls=None, link=None, on_message=None, dial=dial):
+                 outbox=None, tls=None, link=None, on_message=None, dial=dial, version=4):
         self.host = host
         self.port = port
         self.keepalive = keepalive
@@ -532,7 +531,6 @@ class Client:
         self._filters = {}  # filter: qos, renewed when the server has no session
         self._tx = bytearray(256)
         self._tx[:] = b""  # empty, its room kept
-        self._tx_max = max_packet
         self._rx = bytearray(max_packet + 2)  # a length can be read from its end, and is then found wrong
         self._view = memoryview(self._rx)[:max_packet]
         self._inbox = []  # (topic, payload, retained) received and not yet taken
@@ -540,7 +538,7 @@ class Client:
         self._waiting = []  # signals of publishers that found no room
         self._arrival = _Arrival(self)
         self._up = _Signal()  # CONNACK, or lost
-        self._down = _Signal()  # the timer's: lost, or something to watch earlier than it sleeps
+        self._down = _Signal()  # the timer's: lost
         self._kick = _Signal()  # the writer's: something to write
         self._read_on = _Signal()  # the reader's: room in the inbox, or an answer expected
 
@@ -589,7 +587,7 @@ class Client:
 
     # Writes what is queued and DISCONNECT, so that the server drops the will, and ends the `async for`.
     async def disconnect(self):
-        runner, self._runner = self._runner, None  # _run() looks at it: a cancellation can come while _close() ends tasks
+        runner, self._runner = self._runner, None  # _run looks at it: _close swallows a cancellation
         await _end(runner)
         if self.connected:
             self._put_empty(_DISCONNECT)
@@ -623,7 +621,7 @@ class Client:
                 if self._closed:
                     raise StopAsyncIteration
                 self._arrival.is_set = False
-                await self._arrival.wait(_FOREVER_MS)
+                await self._arrival.wait()
 
         def _settled(self, message):
             message.held = True
@@ -653,7 +651,7 @@ class Client:
     def _has_room(self, header):
         if header & 6:
             return len(self.outbox.messages) < self.window
-        return self.connected and len(self._tx) < self._tx_max
+        return self.connected and len(self._tx) < len(self._rx)
 
     def _publish_now(self, header, topic, payload, properties):
         if not header & 6:
@@ -687,7 +685,7 @@ class Client:
     def _pump(self):
         outbox = self.outbox
         if self.connected or self._early:
-            while outbox.sent < len(outbox.messages) and outbox.sent < self.window and len(self._tx) < self._tx_max:
+            while outbox.sent < len(outbox.messages) and outbox.sent < self.window and len(self._tx) < len(self._rx):
                 self._send(outbox.messages[outbox.sent])
         if self._waiting:
             self._waiting[0].set()
@@ -697,36 +695,31 @@ class Client:
         outbox = self.outbox
         header = message.header
         payload = message.payload
-        packet_id = message.packet_id
         outbox.sent += 1
-        if message.state == _PUBCOMP:
-            self._answer(_PUBREL, packet_id)
-        elif message.state > _PUBCOMP:
-            tx = self._tx
-            tx.append(header)
-            _put_length(tx, 2 + len(payload))
-            _put_pair(tx, packet_id)
-            tx.extend(payload)
+        if message.state >= _PUBCOMP:  # PUBREL, SUBSCRIBE, UNSUBSCRIBE
+            self._answer(header, message.packet_id, payload)
         else:
             if message.sent:
                 header |= _DUP
             if payload is None:
                 outbox.load(message)
-            self._put_publish(header, packet_id, message.topic, message.payload, message.properties)
+            self._put_publish(header, message.packet_id, message.topic, message.payload, message.properties)
             if payload is None:
                 message.topic = message.payload = None
             if message.state == _PUBLISH:
                 outbox.remove(message)
         message.sent = True
-        message.sent_at = now = ticks_ms()
+        message.sent_at = ticks_ms()
         self._kick.set()
-        self._watch(now)
+        if self._stalled:  # an answer is expected: the reader must not wait for the program
+            self._read_on.set()
 
-    def _answer(self, header, packet_id):
+    def _answer(self, header, packet_id, rest=b""):
         tx = self._tx
         tx.append(header)
-        tx.append(2)
+        _put_length(tx, 2 + len(rest))
         _put_pair(tx, packet_id)
+        tx.extend(rest)
         self._kick.set()
 
     # PINGREQ, DISCONNECT.
@@ -772,13 +765,12 @@ class Client:
     # a reset finds unread in the inbox is then sent again by the server; acknowledging later still, after the loop's
     # body, would show a QoS 2 message twice to a program that leaves its loop.
     def _take(self):
-        if not self._inbox:
-            return None
-        self._confirm(self._marks.pop(0))
-        self._overflow = False
-        if self._stalled:
-            self._read_on.set()
-        return self._inbox.pop(0)
+        if self._inbox:
+            self._confirm(self._marks.pop(0))
+            self._overflow = False
+            if self._stalled:
+                self._read_on.set()
+            return self._inbox.pop(0)
 
     def _confirm(self, mark):
         if mark & 1:  # also while there is no connection: the server will send it again
@@ -817,7 +809,7 @@ class Client:
         self._stalled = False  # set and cleared by _parse: the inbox is full
         self._rx_end = self._rx_pos = 0  # received and not parsed: always at the start of _rx when reading
         self.session_present = None
-        self._up.is_set = self._down.is_set = False
+        self._up.is_set = False
         self.outbox.sent = 0
         self._tx[:] = self._connect
         self._kick.set()
@@ -846,8 +838,8 @@ class Client:
                 await self._close()
                 if not self._runner:
                     return
-                # Half of it at random: after a power cut a hundred boards don't come back in step.
-                await sleep_ms(delay_ms * (256 + random.getrandbits(8)) >> 9)
+                # Half of it by chance, as the clock's last bits are: a hundred boards don't come back in step.
+                await sleep_ms(delay_ms * (256 + (ticks_ms() & 255)) >> 9)
                 delay_ms = min(delay_ms * 2, self.backoff_ms[1])
                 try:
                     await self._open()
@@ -859,28 +851,27 @@ class Client:
     async def _keep(self):
         while not self._lost:
             now = ticks_ms()
-            sleep_ms = _FOREVER_MS
+            left_ms = _FOREVER_MS
             if self.keepalive:
-                sleep_ms = self._ping_ms(now)
-                if sleep_ms <= 0 and self._ping_at is None:
+                left_ms = self._ping_ms(now)
+                if left_ms <= 0 and self._ping_at is None:
                     self._put_empty(_PINGREQ)
                     self._ping_at = now
-                    sleep_ms = self._ping_ms(now)
+                    left_ms = self._ping_ms(now)
             if self.outbox.sent:
-                sleep_ms = min(sleep_ms, self._timeout_ms - ticks_diff(now, self.outbox.messages[0].sent_at))
-            if sleep_ms <= 0:
+                left_ms = min(left_ms, self._timeout_ms - ticks_diff(now, self.outbox.messages[0].sent_at))
+            if left_ms <= 0:
                 if not self._stalled:  # while the program doesn't read, nor do we: silence proves nothing
                     return self._lose(MQTTTimeout("no answer"))
-                sleep_ms = self._timeout_ms
+                left_ms = self._timeout_ms
                 self._ping_at = None
                 self._rx_at = now
             if self.link:  # a network that says that it is gone needn't be asked by PINGREQ
                 if not self.link.isconnected():
                     return self._lose(MQTTError("no link"))
-                sleep_ms = min(sleep_ms, 1000)
-            self._wake_at = ticks_add(now, sleep_ms)
+                left_ms = min(left_ms, 1000)
             self._down.is_set = False
-            await self._down.wait(sleep_ms)
+            await self._down.wait(min(left_ms, self._timeout_ms // 4))  # what is sent meanwhile has a deadline too
 
     # Milliseconds until PINGREQ is due, or then until PINGRESP is overdue. The server waits 1.5 keep alive; we ask an
     # eighth early, so that the answer comes within them too.
@@ -888,13 +879,6 @@ class Client:
         if self._ping_at is None:
             return self.keepalive * 875 - max(ticks_diff(now, self._tx_at), ticks_diff(now, self._rx_at))
         return min(self._timeout_ms, self.keepalive * 500) - ticks_diff(now, self._ping_at)
-
-    # An answer is expected: the timer must not sleep past its deadline, and the reader must not stall.
-    def _watch(self, now):
-        if ticks_diff(self._wake_at, now) > self._timeout_ms:
-            self._down.set()
-        if self._stalled:
-            self._read_on.set()
 
     # All that was queued since the last turn leaves in one write: MicroPython has no TCP_NODELAY on every port, and a
     # second small write would wait for the delayed ACK of the first (measured: 23 QoS 1 messages a second).
@@ -904,7 +888,7 @@ class Client:
         try:
             await writable  # connected, or refused: the first write then raises its error
             while True:
-                await self._kick.wait(_FOREVER_MS)
+                await self._kick.wait()
                 if self.linger_ms and self.connected:
                     await sleep_ms(self.linger_ms)
                 self._kick.is_set = False
@@ -1037,7 +1021,13 @@ class Client:
         topic = bytes(self._view[start:end])
         try:
             _check_topic(topic)
-            _check_utf8(topic)
+            # What MicroPython's decode() lets pass [MQTT-1.5.3-1]: overlong forms, surrogates, beyond U+10FFFF. The
+            # first two bytes of a character tell (Unicode 15, table 3-7).
+            for i in range(len(topic) - 1):
+                pair = topic[i] << 8 | topic[i + 1]
+                if pair >= 0xC000 and (pair < 0xC200 or 0xE000 <= pair < 0xE0A0 or 0xEDA0 <= pair < 0xEE00
+                                       or 0xF000 <= pair < 0xF090 or pair >= 0xF490):
+                    raise ValueError
             self._rx_name = topic.decode()
         except ValueError:  # UnicodeError too [MQTT-1.5.3-1]
             raise MQTTError("malformed")
@@ -1064,8 +1054,9 @@ class Client:
                 if state == _PUBREC:
                     self.outbox.release(message)
                 self._answer(_PUBREL, packet_id)
-            elif code > 2 and code != 0x80 or (state or header not in b"\x40\x50\x70\x90\xb0") and header != state:
-                raise MQTTError("protocol error")  # [MQTT-3.9.3-2]
+            # PUBACK, PUBREC, PUBCOMP, SUBACK and UNSUBACK may answer what we don't know any more [MQTT-3.9.3-2].
+            elif (code > 2 and code != 0x80) or (header != state and (state or header not in b"\x40\x50\x70\x90\xb0")):
+                raise MQTTError("protocol error")
             elif state:
                 self._done(message, code)
 

@@ -49,7 +49,7 @@ def large(base):
             if not qos:
                 self._start(header, 0, encoded)
                 self._source_done.is_set = False
-                await self._source_done.wait(0x0FFFFFFF)
+                await self._source_done.wait()
                 if self._lost:
                     raise self._lost
                 return
@@ -93,7 +93,8 @@ def large(base):
             self._start(message.header | (_DUP if message.sent else 0), message.packet_id, message.topic)
             message.sent = True
             message.sent_at = ticks_ms()
-            self._watch(message.sent_at)
+            if self._stalled:
+                self._read_on.set()
 
         # What stands in _tx leaves before the payload, what is put there later behind it.
         def _start(self, header, packet_id, topic):

@@ -83,6 +83,7 @@ class Client(midge_client.Client):
         self._rx_properties = {}  # of the last packet read
         self._requests = {}  # correlation data: the signal of the request that waits
         self._handlers = {}  # topic: what answers requests
+        self._replying = []  # tasks of `async` handlers
         self._put = bytearray(8)
         super().__init__(client_id, host, port, clean=clean, max_packet=max_packet, window=window, **options)
         self._client_id = client_id
@@ -161,13 +162,16 @@ class Client(midge_client.Client):
         reply = handler(payload)
         self._confirm(mark)
         if hasattr(reply, "send"):  # a coroutine
-            asyncio.create_task(self._reply_later(topic, reply, mark, properties))
+            self._replying.append(asyncio.create_task(self._reply_later(topic, reply, mark, properties)))
         else:
             self._reply(topic, reply, mark, properties)
         return True
 
     async def _reply_later(self, topic, reply, mark, properties):
-        self._reply(topic, await reply, mark, properties)
+        try:
+            self._reply(topic, await reply, mark, properties)
+        finally:
+            self._replying.remove(asyncio.current_task())
 
     # At QoS 1 if the request was more than QoS 0. It never waits: the outbox has room or the requester waits in vain.
     def _reply(self, topic, reply, mark, properties):
@@ -239,7 +243,7 @@ class Client(midge_client.Client):
                     pos = pos + 2 + (rx[pos] << 8 | rx[pos + 1]) if pos < end else end + 1
                     continue
                 value = bytes(self._view[start:pos]) if form == 59 and pos <= end else b""  # k
-            if pos > end or value is None or kind in found and kind != _SUBSCRIPTION_ID:
+            if pos > end or value is None or (kind in found and kind != _SUBSCRIPTION_ID):
                 raise MQTTError("malformed")  # §2.2.2.2
             found[kind] = value
         if pos > end:

@@ -72,6 +72,23 @@ def test_server_that_closes_before_connack_is_an_error(run, server):
     board.has_ended()
 
 
+def test_connection_lost_in_the_instant_in_which_it_was_accepted_is_made_again(run, server):
+    board = run("reconnect")
+    peer = server.connection()
+    peer.packet()
+    peer.send(CONNACK)
+    peer.close()
+    board.says("connected", False)
+    board.says("lost", "closed by the server")
+    peer = server.accepted()
+    peer.expect(publish("t", "back"), publish("t", "back", 1, 1))
+    peer.send("40020001")
+    board.says("published", "back")
+    board.says("published", "back")
+    peer.expect(DISCONNECT)
+    board.has_ended()
+
+
 def test_unacked_messages_are_resent_in_order_with_dup_and_the_same_identifiers_after_a_reset(run, server):
     board = run("publish_three")
     peer = server.accepted()

@@ -144,6 +144,64 @@ def test_malformed_packets_of_the_server_end_the_connection(run, server):
     assert len(packets) - len(accepted) > 190
 
 
+def test_properties_are_those_of_the_message_that_the_loop_has(run, server):
+    board = run("properties", server.port)
+    peer = server.connection()
+    peer.packet()
+    peer.send(CONNACK)
+    board.says("connected", False)
+    peer.packet()
+    user = "26 0001 6b 0001 76"
+    packets = ("40020001",
+               f"3014 0001 61 0f {user} 080001 72 090001 63 78",
+               "3005 0001 62 00 79",
+               "300d 0001 63 05 0200000005 6c617374")
+    peer.send("".join(packets).replace(" ", ""))
+    board.says("a", "x", [[8, "b'r'"], [9, "b'c'"]])
+    board.says("b", "y", [])
+    board.says("c", "last", [[2, "5"]])
+    peer.packet()
+    peer.send("40020002", "3009 0001 64 04 080001 72 7a".replace(" ", ""), "3005 0001 65 00 7a".replace(" ", ""))
+    board.says("called", "d", "b'r'")
+    board.says("called", "e", "None")
+
+
+def test_requests_of_5_0_and_of_3_1_1_peers_are_answered(run, server):
+    """Response topic and correlation data; without them TOPIC/request/ID is answered at TOPIC/response/ID."""
+    board = run("respond", server.port)
+    peer = server.connection()
+    peer.packet()
+    peer.send(CONNACK)
+    filters = set()
+    for packet_id in (1, 2, 3, 4):
+        packet = peer.packet()
+        assert packet[2:4] == bytes((0, packet_id))
+        filters.add(packet[7:-1].decode())
+        peer.send(f"900400{packet_id:02x}0001")
+    assert filters == {"double", "double/request/+", "slow/double", "slow/double/request/+"}
+    board.says("connected")
+    peer.send("3217 0006 646f75626c65 0007 0a 080003 722f31 090001 63 3231".replace(" ", ""))
+    peer.expect("40020007", "320e 0003 722f31 0005 04 090001 63 3432")
+    peer.send("40020005", "3016 0011 646f75626c652f726571756573742f3131 00 3132".replace(" ", ""))
+    peer.expect("3017 0012 646f75626c652f726573706f6e73652f3131 00 3234")
+    peer.send("3016 000b 736c6f772f646f75626c65 06 080003 722f32 3330".replace(" ", ""))
+    peer.expect("3008 0003 722f32 00 3630")
+    peer.send("300a 0006 646f75626c65 00 78".replace(" ", ""))  # no response topic: a message as any other
+    board.says("received", "double", "x")
+
+
+def test_version_5_is_chosen_at_construction(run, server):
+    board = run("version", server.port)
+    board.says(True, False)
+    peer = server.connection()
+    assert peer.packet()[8] == 5
+    peer.send(CONNACK)
+    peer.expect("320c 0001 74 0001 05 0200000009 78")
+    peer.send("40020001")
+    peer.expect("e000")
+    board.has_ended()
+
+
 def test_request_and_reply(run, broker_5_0):
     board = run("request", broker_5_0.port)
     board.says("connected", False)

@@ -86,6 +86,50 @@ async def request():
     await client.disconnect()
 
 
+# What the loop has got, with the properties that came with it.
+async def properties():
+    client = await connected()
+    await client.publish("t", b"ready", 1)
+    await asyncio.sleep(0.2)  # all of it is in the inbox before the first is taken
+    async for topic, payload, _retained in client:
+        found = client.properties
+        say(topic, payload.decode(), [[number, str(found[number])] for number in sorted(found)])
+        if payload == b"last":
+            break
+    client.on_message = lambda topic, *_: say("called", topic, str(client.properties.get(midge_mqtt5.RESPONSE_TOPIC)))
+    await client.publish("t", b"on", 1)
+    await asyncio.sleep(60)
+
+
+async def respond():
+    client = midge_mqtt5.Client("board", "127.0.0.1", PORT, keepalive=30)
+
+    @client.responds("double")
+    def double(payload):
+        return str(2 * int(payload))
+
+    @client.responds("slow/double")
+    async def slowly(payload):
+        await asyncio.sleep(0.01)
+        return double(payload)
+
+    await client.connect()
+    say("connected")
+    async for topic, payload, _retained in client:
+        say("received", topic, payload.decode())
+
+
+# Chosen at construction, a program's one import does.
+async def version():
+    from midge_client import Client
+
+    client = Client("board", "127.0.0.1", PORT, keepalive=30, version=5)
+    say(isinstance(client, midge_mqtt5.Client), isinstance(Client("board", "127.0.0.1", PORT), midge_mqtt5.Client))
+    await client.connect()
+    await client.publish("t", b"x", 1, expiry=9)
+    await client.disconnect()
+
+
 async def real_broker():
     client = await connected(clean=False)
     for qos in (0, 1, 2):

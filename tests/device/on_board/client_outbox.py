@@ -89,9 +89,9 @@ def steps():
         def model(messages, _inbound, _filters):
             for message in messages:
                 if message[0] == packet_id:
-                    message[1:] = [0x70, None, None]
+                    message[1:] = [0x70, b"", b""]
                     return
-            messages.append([packet_id, 0x70, None, None])
+            messages.append([packet_id, 0x70, b"", b""])
 
         return lambda outbox: outbox.release(outbox.find(packet_id)), model
 
