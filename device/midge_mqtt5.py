@@ -30,6 +30,7 @@ _SERVER_KEEP_ALIVE = const(0x13)
 _RECEIVE_MAXIMUM = const(0x21)
 _TOPIC_ALIAS_MAXIMUM = const(0x22)
 _TOPIC_ALIAS = const(0x23)
+_USER_PROPERTY = const(0x26)
 _MAXIMUM_PACKET_SIZE = const(0x27)
 # For each number how its value is written: 1, 2, 4: so many bytes; v: variable length; k: a string that is kept, s: one
 # that is skipped, u: two (user properties cost no memory); a dot: there is no such property.
@@ -51,6 +52,14 @@ def _string(kind, text):
     packet = bytearray((kind,))
     _put_string(packet, _encode(text))
     return bytes(packet)
+
+
+# What it raises is told to who asked: a request that is wrong must not end the connection.
+def _attempt(handler, payload):
+    try:
+        return handler(payload)
+    except Exception as error:  # noqa: BLE001
+        return error
 
 
 # ---------------------------------------------------------------------------------------------------------- API
@@ -123,7 +132,7 @@ class Client(midge_client.Client):
 
     # Before connect(): @client.responds("lamp/level"), then a function that takes a request's payload and returns the
     # reply's; it may be `async`. Answered are requests with a response topic and, for peers that speak 3.1.1, requests
-    # to lamp/level/request/ID, at lamp/level/response/ID.
+    # to lamp/level/request/ID, at lamp/level/response/ID. See docs/request-reply.md.
     def responds(self, topic):
         def register(handler):
             self._handlers[topic] = handler
@@ -150,33 +159,45 @@ class Client(midge_client.Client):
         name = self._rx_name
         found = self._rx_properties
         topic = found.get(RESPONSE_TOPIC)
-        at = name.rfind("/request/")
-        if not topic and at > 0:
+        at = 0 if topic else max(name.rfind("/request/"), 0)
+        if at:
             topic = _encode(name[:at] + "/response/" + name[at + 9:])
             name = name[:at]
         handler = self._handlers.get(name)
         if not handler or not topic:
             return False
-        correlation = found.get(CORRELATION)
-        properties = _string(CORRELATION, correlation) if correlation else b""
-        reply = handler(payload)
+        # At QoS 1 if the request was more than QoS 0; to a peer that speaks 3.1.1 without properties.
+        header = _header(1 if mark else 0, False)
+        properties = None if at else b""
+        if CORRELATION in found:
+            properties = _string(CORRELATION, found[CORRELATION])
+        reply = _attempt(handler, payload)
         self._confirm(mark)
         if hasattr(reply, "send"):  # a coroutine
-            self._replying.append(asyncio.create_task(self._reply_later(topic, reply, mark, properties)))
+            self._replying.append(asyncio.create_task(self._reply_later(header, topic, reply, properties)))
         else:
-            self._reply(topic, reply, mark, properties)
+            self._reply(header, topic, reply, properties)
         return True
 
-    async def _reply_later(self, topic, reply, mark, properties):
+    async def _reply_later(self, header, topic, reply, properties):
         try:
-            self._reply(topic, await reply, mark, properties)
-        finally:
-            self._replying.remove(asyncio.current_task())
+            reply = await reply
+        except Exception as error:  # noqa: BLE001 - told to who asked
+            reply = error
+        self._reply(header, topic, reply, properties)
+        self._replying.remove(asyncio.current_task())
 
-    # At QoS 1 if the request was more than QoS 0. It never waits: the outbox has room or the requester waits in vain.
-    def _reply(self, topic, reply, mark, properties):
+    # It never waits: the outbox has room, or who asked waits in vain.
+    def _reply(self, header, topic, reply, properties):
+        if isinstance(reply, Exception):  # as `midge serve` tells it
+            self.error = reply
+            reply = repr(reply)
+            if properties is None:
+                topic += b"/error"
+            else:
+                properties += _string(_USER_PROPERTY, "error") + _string(0, reply)[1:]
         try:
-            self.outbox.add(_header(1 if mark else 0, False), topic, _encode(reply), properties)
+            self.outbox.add(header, topic, _encode(reply), properties or b"")
             self._pump()
         except OutboxFull:
             self.dropped += 1
@@ -321,7 +342,7 @@ class Client(midge_client.Client):
             self._confirm(mark)
             request.payload = payload
             request.set()
-        elif not self._handlers or not self._is_request(payload, mark):
+        elif retained or not self._handlers or not self._is_request(payload, mark):
             self.properties = found or _NONE
             before = len(self._inbox)
             super()._deliver(payload, retained, mark)

@@ -17,7 +17,8 @@ import brokers
 
 DOCS = brokers.ROOT / "docs"
 STAND_INS = brokers.ROOT / "host" / "midge" / "sim" / "on_board"
-PAGES = ("always-on-controller.md", "battery-sensor.md", "from-mqtt-as.md", "from-umqtt-simple.md")
+PAGES = ("always-on-controller.md", "battery-sensor.md", "from-mqtt-as.md", "from-umqtt-simple.md", "request-reply.md")
+MIDGE = [sys.executable, "-m", "midge"]
 
 
 def program(page, port):
@@ -76,6 +77,27 @@ def test_from_umqtt_simple(run, host_broker):
         command(host_broker.port, b"dim")
         assert process.wait(30) == 0
         assert process.stdout.read() == "b'lamp/set' b'dim'\n"
+
+
+def test_board_asks_and_answers_the_command_line(run, host_broker):
+    def ask(topic, payload, *options):
+        command = [*MIDGE, "rr", "-p", str(host_broker.port), "-t", topic, "-m", payload, *options]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    port = str(host_broker.port)
+    serving = subprocess.Popen([*MIDGE, "serve", "-p", port, "-t", "time", "--", "echo", "noon"])
+    try:
+        while ask("time", "", "-W", "1").returncode:  # until it has subscribed
+            pass
+        process = run("request-reply.md", host_broker.port)
+        assert process.stdout.readline() == "b'noon\\n'\n"
+        assert ask("lamp/level", "50", "-W", "30").stdout == "511\n"
+        assert ask("lamp/level", "50", "-W", "30", "-V", "311").stdout == "511\n"
+        failed = ask("lamp/level", "bright", "-W", "30")
+        assert (failed.returncode, "ValueError" in failed.stderr) == (1, True)
+    finally:
+        serving.terminate()
+        serving.wait(30)
 
 
 @pytest.mark.parametrize("page", PAGES)

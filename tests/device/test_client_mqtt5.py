@@ -188,6 +188,31 @@ def test_requests_of_5_0_and_of_3_1_1_peers_are_answered(run, server):
     peer.expect("3008 0003 722f32 00 3630")
     peer.send("300a 0006 646f75626c65 00 78".replace(" ", ""))  # no response topic: a message as any other
     board.says("received", "double", "x")
+    peer.send("3110 0006 646f75626c65 06 080003 722f31 79".replace(" ", ""))  # retained: nobody waits for an answer
+    board.says("received", "double", "y")
+
+
+def test_request_whose_handler_fails_is_told_why(run, server):
+    board = run("respond", server.port)
+    peer = server.connection()
+    peer.packet()
+    peer.send(CONNACK)
+    for packet_id in (1, 2, 3, 4):
+        peer.packet()
+        peer.send(f"900400{packet_id:02x}0001")
+    board.says("connected")
+    for topic in ("double", "slow/double"):
+        for request in (f"{topic}/request/1", topic):
+            properties = bytes.fromhex("06080003722f31") if request == topic else b"\0"
+            body = len(request).to_bytes(2, "big") + request.encode() + properties + b"x"
+            peer.send(bytes((0x30, len(body))) + body)
+            reply = peer.packet()
+            if request == topic:
+                assert b"\0\x03r/1" in reply[:8]
+                assert b"\x26\0\x05error\0" in reply
+            else:
+                assert f"{topic}/response/1/error".encode() in reply
+            assert b"ValueError" in reply
 
 
 def test_version_5_is_chosen_at_construction(run, server):
