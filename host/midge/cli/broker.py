@@ -33,7 +33,7 @@ examples:
   midge broker --config midge.toml              listeners, limits and bridges from a file
   midge broker --print-config > midge.toml      every key with its default and its meaning
   midge broker --check --config midge.toml      can it be used? if not, why
-  midge broker --bind 0.0.0.0 --allow-anonymous let boards on the network in, without passwords
+  midge broker --bind 0.0.0.0 --allow-anonymous  let boards on the network in, without passwords
 """
 
 

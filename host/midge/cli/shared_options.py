@@ -125,9 +125,9 @@ CONNECTION = (
     value("-x", _set_session_expiry, "SECONDS the broker keeps the session, -1 for ever (MQTT 5.0)"),
     value("-u --username", text_of("username"), "NAME user name"),
     value("-P --pw", text_of("password"), "PASSWORD; needs -u, except with MQTT 5.0"),
-    value("-V --protocol-version", _set_protocol, "VERSION 31, 311 or 5", "31 311 5"),
+    value("-V --protocol-version", _set_protocol, "VERSION 31, 311 or 5 (311; rr and serve: 5)", "31 311 5"),
     value("-k --keepalive", number_of("keep_alive_s", 5, 65535, _KEEP_ALIVE_ERROR), "SECONDS (60)"),
-    value("-q --qos", number_of("qos", 0, 2, "Invalid QoS given: {}"), "QOS 0, 1 or 2", "0 1 2"),
+    value("-q --qos", number_of("qos", 0, 2, "Invalid QoS given: {}"), "QOS 0, 1 or 2 (0; serve: 1)", "0 1 2"),
 )  # fmt: skip
 
 WILL = (
