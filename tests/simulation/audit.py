@@ -97,7 +97,7 @@ def queues(broker: Broker) -> None:
 
 
 def retained(broker: Broker) -> list[Message]:
-    return [message for portion in broker.retained_below("#") for message in portion]
+    return [message for portion in broker.retaining.below("#") for message in portion]
 
 
 def has_all_retained(broker: Broker, connection: Connection) -> bool:

@@ -11,7 +11,7 @@ One turn, for whoever owns the I/O:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 
 from midge.core import admission
@@ -33,6 +33,7 @@ from midge.core.replay import Replay
 from midge.core.replay_from import PREFIX as REPLAY
 from midge.core.replay_from import is_replay, parse_replay
 from midge.core.retained import Retained
+from midge.core.retaining import OWN_TOPICS, Retaining
 from midge.core.routing import Routing, SharedGroup, Subscription, Target
 from midge.core.session import NEVER_EXPIRES, Session
 from midge.core.session_limits import SessionLimits, SessionRule
@@ -41,9 +42,7 @@ from midge.core.wills import Wills
 from midge.protocol import packets as p
 from midge.protocol.reasons import ReasonCode
 
-# Topic names under $SYS are the broker's own to publish (MQTT 5.0 §4.7.2: clients SHOULD NOT).
-_OWN_TOPICS = "$SYS/"
-# But for these: bridges tell of themselves, as Mosquitto's do.
+# Names under $SYS that aren't the broker's alone to publish: bridges tell of themselves, as Mosquitto's do.
 _BRIDGE_TOPICS = "$SYS/broker/connection/"
 
 
@@ -63,7 +62,7 @@ class Broker:
         self.routing = Routing(limits.max_topic_levels)
         self.retained = Retained()
         self.passage = Passage()  # what has crossed bridges
-        self.own_retained = Retained()  # below _OWN_TOPICS: never stored, and gone with the broker
+        self.retaining = Retaining(self)
         self.backlog = Backlog(limits.max_message_memory // 2)
         self.wills = Wills(self)
         self.catch_up = CatchUp(self)
@@ -334,7 +333,7 @@ class Broker:
         return session is not None and self.session_may_publish(session, topic)
 
     def session_may_publish(self, session: Session, topic: str) -> bool:
-        if topic[0] == "$" and topic.startswith((_OWN_TOPICS, REPLAY)):
+        if topic[0] == "$" and topic.startswith((OWN_TOPICS, REPLAY)):
             return session.is_bridge and topic.startswith(_BRIDGE_TOPICS)
         permissions = session.permissions
         return permissions is None or permissions.may_publish(topic)
@@ -349,7 +348,7 @@ class Broker:
         if route.bridges:
             self.passage.mark(message, route.bridges)
         if message.retain:
-            self._retain(message)
+            self.retaining.keep(message)
         if route.history:
             self.replay.keep(message, route.history, now)
         matched = 0
@@ -394,54 +393,6 @@ class Broker:
             session.deliver(message, qos, retain, target.identifiers, now, shared)
         elif session.connection is not None:
             send_qos0(session.connection, message, retain, target.identifiers, now)
-
-    def has_room_to_retain(self, message: Message) -> bool:
-        """Whether the limits allow *message* to be kept as its topic's retained message."""
-        retained, limits = self.retained, self.limits
-        size = message.size()
-        if self.pressure.is_store_failing and self.changes is not None and self.changes.is_large:
-            return False
-        if retained.count < limits.max_retained_messages and retained.bytes + size <= limits.max_retained_bytes:
-            return True
-        if not message.payload:
-            return True  # it removes one
-        replaced = retained.find(message.topic)
-        if replaced is None and retained.count >= limits.max_retained_messages:
-            self.counters.meet("max_retained_messages")
-            return False
-        grows_by = size if replaced is None else size - replaced.size()
-        if grows_by > 0 and retained.bytes + grows_by > limits.max_retained_bytes:
-            self.counters.meet("max_retained_bytes")
-            return False
-        return True
-
-    def _retain(self, message: Message) -> None:
-        if message.topic.startswith(PREFIX):
-            return  # the queue keeps it, until one consumer has it
-        if message.topic.startswith(_OWN_TOPICS):
-            if message.payload:
-                self.own_retained.set(message)
-            else:
-                self.own_retained.remove(message.topic)
-            return
-        if not message.payload:
-            self.forget_retained(message.topic)
-            return
-        changes = self.changes
-        self.retained.set(message, 0 if changes is None else changes.number)
-        if changes is not None:
-            changes.retained(message)
-
-    def retained_below(self, topic_filter: str) -> Iterator[list[Message]]:
-        """The retained messages that match, in portions; the broker's own only if they are asked for by name."""
-        retained = self.own_retained if topic_filter.startswith(_OWN_TOPICS) else self.retained
-        return retained.matching(topic_filter)
-
-    def forget_retained(self, topic: str) -> None:
-        changes = self.changes
-        removed = self.retained.remove(topic, 0 if changes is None else changes.number)
-        if removed is not None and changes is not None:
-            changes.retained_removed(topic)
 
     # -- subscriptions --
 

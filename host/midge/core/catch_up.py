@@ -58,7 +58,7 @@ class CatchUp:
         connection = subscription.session.connection
         if connection is None:
             return
-        cursor = _Cursor(subscription, self._broker.retained_below(subscription.topic_filter))
+        cursor = _Cursor(subscription, self._broker.retaining.below(subscription.topic_filter))
         cursors = self._cursors.get(connection)
         if cursors is not None:
             cursors.append(cursor)
@@ -120,7 +120,7 @@ class CatchUp:
             if message.is_expired(now):
                 kept = self._broker.retained.find(message.topic)
                 if kept is not None and kept.is_expired(now):  # not what has taken its place meanwhile
-                    self._broker.forget_retained(message.topic)
+                    self._broker.retaining.forget(message.topic)
                 continue
             if session.is_bridge:
                 self._broker.passage.mark(message, [session])

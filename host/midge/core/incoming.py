@@ -41,7 +41,7 @@ def on_publish(connection: Connection, packet: p.Publish, now: float) -> None:
             broker.counters.publish_received += 1
             broker.counters.publish_bytes_received += len(packet.payload)
             message = Message.published(packet, topic, now, connection.version)
-            if message.retain and not broker.has_room_to_retain(message):
+            if message.retain and not broker.retaining.has_room(message):
                 message.retain = False  # QoS 0 can't be refused: passed on, not kept
             broker.publish(message, session, now)
             if message.key and broker.changes is not None and broker.changes.is_overdue:
@@ -67,7 +67,7 @@ def on_publish(connection: Connection, packet: p.Publish, now: float) -> None:
     broker.counters.publish_received += 1
     broker.counters.publish_bytes_received += len(packet.payload)
     message = Message.published(packet, topic, now, connection.version)
-    if message.retain and not (broker.has_room_to_retain(message) or connection.is_trusted):
+    if message.retain and not (broker.retaining.has_room(message) or connection.is_trusted):
         _refuse_publish(connection, kind, packet_id, ReasonCode.QUOTA_EXCEEDED, "no room for another retained message")
         return
     if broker.pressure.is_on and not broker.pressure.admits(connection, packet, topic):

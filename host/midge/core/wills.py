@@ -79,7 +79,7 @@ class Wills:
                 message.expires_at += when
             # Whether it may is asked now, as Mosquitto does it: the rules may have changed since CONNECT.
             is_routed = message.topic.count("/") < self._broker.limits.max_topic_levels
-            if message.retain and not self._broker.has_room_to_retain(message):
+            if message.retain and not self._broker.retaining.has_room(message):
                 message.retain = False  # nobody is left to be refused: passed on, not kept
             if is_routed and self._broker.session_may_publish(session, message.topic):
                 self._broker.publish(message, session, when)
