@@ -59,10 +59,9 @@ class Server:
         self.broker = Broker(config.core_limits(), is_durable=self._store is not None)
         self.broker.set_limits(config.core_limits(), config.session_rules())
         self.broker.passage.on_loop = _tell_loop
-        if config.history and self._store is None:
-            raise ConfigError('[[history]] needs a store, and the store is ":memory:"')
         self.broker.on_admitted = log_admitted
         self.broker.replay.on_refused = _tell_refused
+        self._check_histories(config)
         self._set_histories(config)
         self._hashing = ThreadPoolExecutor(_HASHING_THREADS, "passwords")
         self._desk = Desk(self._hashing, self.end_turn_soon)
@@ -167,6 +166,7 @@ class Server:
         """Take over users, rules, certificates, limits and bridges of *config*; clients that would no longer
         be let in are disconnected. ConfigError: it can't be used, and nothing was changed but certificates."""
         check_access(config)
+        self._check_histories(config)
         self._warn_of_what_stays(config)
         sections = [listener.section for listener in self._listeners]
         if [_place(section) for section in config.listener] != [_place(section) for section in sections]:
@@ -273,6 +273,10 @@ class Server:
             section, door = listener.section, listener.door
             door.access.allow_anonymous = allows_anonymous(config, section)
             door.limits = None if section.limits is None else limits_of(config, section)
+
+    def _check_histories(self, config: Config) -> None:
+        if config.history and self._store is None:
+            raise ConfigError('[[history]] needs a store, and the store is ":memory:"')
 
     def _set_histories(self, config: Config) -> None:
         if self._store is not None:

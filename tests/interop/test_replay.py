@@ -3,6 +3,7 @@ unix port; and `midge sub --since`."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -121,6 +122,16 @@ def test_the_board_client_gets_what_was_kept_and_what_comes(broker: RunningBroke
     assert printed.returncode == 0, printed.stdout + printed.stderr
     wanted = [("a", "1"), ("b", "2"), ("a", "3"), ("a", "end")]
     assert printed.stdout.splitlines() == [f"sensors/{name} {payload} False" for name, payload in wanted]
+
+
+def test_a_history_can_come_while_the_broker_runs(broker: RunningBroker, kept, paho, tmp_path: Path) -> None:
+    (tmp_path / "midge.toml").write_text(CONFIG + '[[history]]\nfilter = "doors/#"\n')
+    broker.process.send_signal(signal.SIGHUP)
+    broker.wait_for_output("configuration reloaded")
+    kept.publish("doors/front", "open", 1)
+    reader = paho(broker)
+    assert reader.subscribe("$replay/all/doors/#") == [0]
+    assert reader.receive().payload == b"open"
 
 
 def test_what_is_kept_is_shown(broker: RunningBroker, kept, paho) -> None:

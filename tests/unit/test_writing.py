@@ -11,6 +11,51 @@ from midge.core.limits import Limits
 from midge.store import StoreError
 
 
+class UntidyStore:
+    """Has so many steps to tidy."""
+
+    portion = 1.0
+    kept_size = (3, 30)
+
+    def __init__(self, steps: int):
+        self.steps = steps
+        self.done: list[object] = []
+
+    @property
+    def is_untidy(self) -> bool:
+        return self.steps > 0
+
+    def write(self, batch: Batch) -> int:
+        self.done.append(batch.number)
+        return batch.number
+
+    def tidy(self, now: float) -> bool:
+        self.steps -= 1
+        self.done.append(now)
+        return self.steps > 0
+
+
+def test_what_is_too_much_is_removed_step_by_step():
+    async def run() -> UntidyStore:
+        broker = Broker(Limits(), None, True)
+        store = UntidyStore(3)
+        writer = writing.Writer(asyncio.get_running_loop(), broker, store, "commit", lambda: None, lambda: 7.0)
+        assert broker.changes is not None
+        broker.changes.retained_removed("a/b")
+        broker.changes.rest()
+        writer.write_soon()
+        for _ in range(2000):
+            if store.steps == 0:
+                break
+            await asyncio.sleep(0.01)
+        writer.finish()
+        writer.join()
+        assert broker.replay.history.count == 3
+        return store
+
+    assert asyncio.run(run()).done == [1, 7.0, 7.0, 7.0]
+
+
 class FailingStore:
     """Raises *errors*, one a write, then writes."""
 

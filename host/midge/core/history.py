@@ -46,10 +46,9 @@ class Kept:
             properties: Properties = {}
             if message.properties:
                 properties.update(message.properties)
-            properties["user_property"] = [
-                *properties.get("user_property", ()),
-                (SEQUENCE, str(self.sequence)),
-            ]
+            # Its own, not that of another broker's history that it has been in.
+            others = [pair for pair in properties.get("user_property", ()) if pair[0] != SEQUENCE]
+            properties["user_property"] = [*others, (SEQUENCE, str(self.sequence))]
             found = self._numbered = Message(
                 message.topic, message.payload, message.qos, message.retain, properties, message.expires_at
             )

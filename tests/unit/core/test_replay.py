@@ -85,6 +85,17 @@ def test_messages_come_with_their_own_topics_and_their_number() -> None:
     assert first.properties["subscription_identifier"] == [9]
 
 
+def test_a_number_that_it_had_elsewhere_gives_way_to_its_own() -> None:
+    core = core_with()
+    elsewhere = {"user_property": [("a", "b"), (SEQUENCE, "77")]}
+    core.client("publisher", 5).publish("s/t", b"1", 1, properties=elsewhere)
+    reader = core.client("reader", 5)
+    reader.subscribe("$replay/all/s/#")
+    core.advance(0.1)
+    (packet,) = reader.take(p.Publish)
+    assert packet.properties["user_property"] == [("a", "b"), (SEQUENCE, "1")]
+
+
 def test_the_qos_is_the_lower_of_both_and_the_retain_flag_is_kept() -> None:
     core = core_with()
     publisher = core.client("publisher")
