@@ -61,6 +61,7 @@ simulate: $(STAMP) ## drive the core through histories of faults (ARGS="--seed 1
 # Hours: millions of histories from seeds of their own each night, then 100 kills for each case.
 nightly: $(STAMP) mosquitto ## the long runs of simulation and faults (HISTORIES=2000000 KILLS=100)
 	$(BIN)/python tests/simulation --jobs 0 --histories $(HISTORIES) --first $$(date +%y%m%d0000000) --failures 10
+	$(BIN)/python tests/simulation/replays.py $$(date +%y%m%d00000) 50000
 	MIDGE_KILLS=$(KILLS) MIDGE_SEED=$$(date +%y%m%d) $(BIN)/pytest -s tests/faults
 
 siege: $(STAMP) ## send 100,000 mutants and more to the board's broker in 128 kB (some 10 minutes)
