@@ -28,13 +28,15 @@ def look(port: int, *argv: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize("kind", [brokers.HOST, brokers.MOSQUITTO_PARAM])
 def test_one_look_at_a_broker_with_traffic(kind: str, tmp_path: Path) -> None:
     if kind == "host":
-        (tmp_path / "midge.toml").write_text("[sys]\ninterval = 1\n")
+        (tmp_path / "midge.toml").write_text('[sys]\ninterval = 1\n[[queue]]\nname = "encode"\n')
         running = brokers.start_host("--config", str(tmp_path / "midge.toml"))
     else:
         running = brokers.start_mosquitto("sys_interval 1")
     with running as broker:
         peer = Paho(broker.port)
         peer.publish("kitchen/status", "online", 1, retain=True)
+        if kind == "host":
+            peer.publish("$queue/encode", "job", 1)
         for _ in range(20):
             peer.publish("kitchen/load", "1", 1)
         time.sleep(1.2)  # an update with that in it
@@ -46,6 +48,8 @@ def test_one_look_at_a_broker_with_traffic(kind: str, tmp_path: Path) -> None:
     assert told["retained"] >= 1
     assert told["per_second"]["messages in"] is not None
     assert told["per_second"]["bytes out"] > 0
+    if kind == "host":
+        assert told["queues"]["encode"]["messages/count"] == "1"
     [board] = told["boards"]
     assert (board["name"], board["state"], board["seen_s_ago"]) == ("kitchen", "online", None)
     assert told["version"] in text
@@ -54,6 +58,9 @@ def test_one_look_at_a_broker_with_traffic(kind: str, tmp_path: Path) -> None:
 
 def test_a_boards_heap_comes_through_a_bridge(tmp_path: Path) -> None:
     with brokers.start_board() as board:
+        told = json.loads(look(board.port, "--json", "-w", "1").stdout)  # its broker itself
+        assert told["heap_free"] > 10_000
+        assert told["clients"]["connected"] == 1
         bridge = (
             f'[[bridge]]\nname = "hub"\naddress = "mqtt://127.0.0.1:{board.port}"\n'
             'topics = [{ filter = "$SYS/#", direction = "in", local_prefix = "hub/" }]\n'

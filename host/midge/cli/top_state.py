@@ -29,6 +29,8 @@ _LOADS = {
     "bytes in": "load/bytes/received/1min",
     "bytes out": "load/bytes/sent/1min",
 }
+# A board's broker counts PUBLISH packets only, under the names that are packets elsewhere.
+_OF_A_BOARD = {"messages in": "messages/received", "messages out": "messages/sent"}
 _STATES = ("online", "offline")
 
 
@@ -131,9 +133,14 @@ class State:
                 return int(text)
         return None
 
+    @property
+    def is_board(self) -> bool:
+        """Whether it is a board's broker: no other tells what heap is free."""
+        return "heap/free" in self.values
+
     def rate(self, name: str) -> float | None:
         """Per second: of the last interval, else of the last minute."""
-        rate = self._rates.get(RATES[name])
+        rate = self._rates.get(_OF_A_BOARD.get(name, "") if self.is_board else RATES[name])
         if rate is not None and rate.per_second is not None:
             return rate.per_second
         try:
@@ -143,10 +150,10 @@ class State:
 
     def drops(self) -> dict[str, int]:
         """By cause, where the broker tells it; else the sum."""
-        prefix = "publish/messages/dropped/"
+        prefix = "messages/dropped/" if self.is_board else "publish/messages/dropped/"
         causes = {name[len(prefix) :]: text for name, text in self.values.items() if name.startswith(prefix)}
         if not causes:
-            causes = {"all": self.values.get("publish/messages/dropped", "")}
+            causes = {"all": self.values.get(prefix[:-1], "")}
         return {name: int(text) for name, text in causes.items() if text.isdigit()}
 
     def bridges(self) -> dict[str, bool]:
@@ -162,8 +169,8 @@ class State:
         found: dict[str, dict[str, str]] = {}
         for name, text in self.values.items():
             if name.startswith("queues/"):
-                queue, _, figure = name[len("queues/") :].rpartition("/")
-                found.setdefault(queue or figure, {})[figure] = text
+                queue, _, figure = name[len("queues/") :].partition("/")
+                found.setdefault(queue, {})[figure] = text
         return found
 
     def as_json(self, now: float) -> dict[str, object]:
@@ -185,10 +192,11 @@ class State:
             "retained": self.number("retained messages/count"),
             "queued": {
                 "messages": self.number("queued messages/count", "messages/stored"),
-                "bytes": self.number("queued messages/bytes", "store/messages/bytes"),
+                "bytes": self.number("queued messages/bytes", "store/messages/bytes", "messages/queued/bytes"),
             },
             "dropped": self.drops(),
             "memory": self.number("heap/current"),
+            "heap_free": self.number("heap/free"),
             "bridges": self.bridges(),
             "queues": self.queues(),
             "boards": boards,

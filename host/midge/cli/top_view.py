@@ -14,6 +14,8 @@ from midge.cli.top_state import State
 
 # A board that said nothing for so long is marked; the examples speak every few seconds, battery sensors don't.
 _SILENT_S = 120
+# Of a durable queue, even if they are 0.
+_ALWAYS_TOLD = ("messages/count", "consumers")
 
 
 def render(state: State, where: str, now: float) -> RenderableType:
@@ -25,7 +27,8 @@ def render(state: State, where: str, now: float) -> RenderableType:
 
 
 def _headline(state: State, where: str) -> Text:
-    version = state.values.get("version", "no $SYS/ topics came: not allowed to this user, or switched off")
+    none = "a board's broker" if state.is_board else "no $SYS/ topics came: not allowed to this user, or switched off"
+    version = state.values.get("version", none)
     uptime = state.number("uptime")
     up = "" if uptime is None else f", up {age(uptime)}"
     return Text(f"{where}  {version}{up}  {time.strftime('%H:%M:%S')}", style="bold")
@@ -50,6 +53,10 @@ def _broker(state: State) -> Table:
         ("retained", _number(state.number("retained messages/count"))),
         ("memory", size(state.number("heap/current"))),
     ]
+    if state.is_board:
+        sums[2] = ("queued", size(state.number("messages/queued/bytes")))
+        others[1] = ("retained", size(state.number("retained/bytes")))
+        others[2] = ("heap free", size(state.number("heap/free")))
     for number, kind in enumerate(("messages", "packets", "bytes")):
         table.add_row(
             kind,
@@ -71,7 +78,8 @@ def _bridges_and_queues(state: State) -> Table:
     for name, is_connected in state.bridges().items():
         table.add_row(name, Text("connected" if is_connected else "broken", style="" if is_connected else "bold red"))
     for name, figures in state.queues().items():
-        table.add_row(name, ", ".join(f"{text} {figure}" for figure, text in figures.items()))
+        told = [f"{figure} {text}" for figure, text in figures.items() if text != "0" or figure in _ALWAYS_TOLD]
+        table.add_row(name, ", ".join(told))
     return table
 
 

@@ -39,12 +39,20 @@ def test_drops_are_told_by_cause_or_in_sum() -> None:
     assert state.drops() == {"queue full": 4, "expired": 3}
 
 
+def test_a_boards_broker_has_names_of_its_own() -> None:
+    state = State()
+    feed(state, 0.0, f"{PREFIX}heap/free 61000", f"{PREFIX}messages/received 10", f"{PREFIX}messages/dropped/full 2")
+    feed(state, 10.0, f"{PREFIX}messages/received 60")
+    assert (state.rate("messages in"), state.rate("packets in")) == (5, None)
+    assert state.drops() == {"full": 2}
+
+
 def test_bridges_and_queues() -> None:
     state = State()
     feed(state, 0.0, f"{PREFIX}connection/hub/state 1", f"{PREFIX}connection/far/away/state 0")
-    feed(state, 0.0, f"{PREFIX}queues/encode/messages 5", f"{PREFIX}queues/encode/consumers 2")
+    feed(state, 0.0, f"{PREFIX}queues/encode/messages/count 5", f"{PREFIX}queues/encode/consumers 2")
     assert state.bridges() == {"hub": True, "far/away": False}
-    assert state.queues() == {"encode": {"messages": "5", "consumers": "2"}}
+    assert state.queues() == {"encode": {"messages/count": "5", "consumers": "2"}}
     state.feed(f"{PREFIX}connection/hub/state", b"", False, 0.0)  # the bridge is no more
     assert state.bridges() == {"far/away": False}
 
