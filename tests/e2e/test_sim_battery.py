@@ -55,6 +55,9 @@ def test_wake_takes_two_segments_and_qos_2_one_more(run) -> None:
     assert choice(run, "wake(), QoS 2")["round_trips"] >= 3
     assert choice(run, "wake(), QoS 1")["ms"] >= 80
     assert choice(run, "wake(), QoS 1, TLS")["segments"] > 2
+    phases = choice(run, "wake(), QoS 2")["phases_ms"]
+    assert phases["connack_ms"] >= 80 and phases["exchange_ms"] >= 40
+    assert choice(run, "mine.py")["phases_ms"].keys() == phases.keys()
 
 
 def test_umqtt_simple_waits_for_each_acknowledgement(run) -> None:
@@ -105,6 +108,7 @@ def test_page_in_the_docs_is_what_the_command_writes(run) -> None:
     [
         (["--board", "toaster"], "no board 'toaster'; there are: esp32,"),
         (["--board", "pico2-w"], "no source for active_mA"),
+        (["--board", "pico"], "Raspberry Pi Pico has no radio"),
         (["--program", "nowhere.py"], "nowhere.py: no such file"),
     ],
 )

@@ -86,9 +86,8 @@ def _battery(options: argparse.Namespace) -> int:
     )  # fmt: skip
     why = ""
     try:
-        report.check(wishes)
         consumption = Consumption(profiles.find(options.board))
-        consumption.value("active_mA")  # before anything is measured
+        report.check(wishes, consumption)
         try:
             umqtt = fetch(user_cache_path("midge") / "umqtt.simple")
         except BoardError as error:

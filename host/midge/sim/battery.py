@@ -27,6 +27,7 @@ HEAP = "256k"
 # Those of sim_battery.py that send, and their topic.
 PROGRAMS = ("wake", "umqtt", "umqtt commands")
 TOPIC = "battery/reading"
+PHASES = ("connect_ms", "connack_ms", "exchange_ms", "close_ms")
 
 # s for a cycle beyond what is expected, before the program counts as hanging.
 _CYCLE_TIMEOUT_S = 60.0
@@ -88,6 +89,12 @@ class Measured:
     @property
     def worst_ms(self) -> float:
         return max(self._times(), default=0.0)
+
+    @property
+    def phases_ms(self) -> dict[str, float]:
+        """Of wake(): its `stats`. Empty for programs that don't call it."""
+        names = [name for name in PHASES if all(name in cycle for cycle in self.cycles)] if self.cycles else []
+        return {name: self._typical(cycle[name] for cycle in self.cycles) for name in names}
 
     @property
     def segments(self) -> float:

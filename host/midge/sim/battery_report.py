@@ -168,6 +168,12 @@ def _one_cycle(paper: Document, result: Result) -> None:
         for cost in [*costs, sleep]
     ]  # fmt: skip
     paper.table(["part", "ms", "mC", "share"], rows)
+    phases = base.phases_ms
+    paper.say(
+        f"What is measured, by `wake()`'s `stats`: {phases['connect_ms'] + phases['connack_ms']:.0f} ms to CONNACK, "
+        f"TCP's handshake included, {phases['exchange_ms']:.0f} from there to the last answer, {phases['close_ms']:.0f} to "
+        "the end."
+    )
 
 
 def _compare(paper: Document, result: Result, without_umqtt: str) -> None:
@@ -299,6 +305,7 @@ def _choice_figures(result: Result, one: Measured) -> dict[str, Any]:
     return {
         "label": one.choice.label.replace("`", ""), "qos": one.choice.qos, "tls": one.choice.tls,
         "ms": round(one.ms, 1), "worst_ms": round(one.worst_ms, 1), "round_trips": round(one.round_trips, 2),
+        "phases_ms": {name: round(ms, 1) for name, ms in one.phases_ms.items()},
         "segments": round(one.segments, 2), "bytes": round(one.bytes, 1), "made": one.made, "arrived": one.arrived,
         "mC": {cost.what: round(cost.mC, 2) for cost in costs}, "mAh_per_day": round(result.mAh_per_day(one), 3),
     }  # fmt: skip
@@ -319,8 +326,12 @@ def _time(seconds: float) -> str:
     return f"{seconds:g} s"
 
 
-def check(wishes: Wishes) -> None:
-    """`BoardError`: what is asked for can't be."""
+def check(wishes: Wishes, consumption: Consumption) -> None:
+    """`BoardError`: what is asked for can't be; before anything is measured."""
+    if not consumption.profile.has_radio:
+        raise BoardError(f"{consumption.profile.name} has no radio")
+    for key in ("active_mA", "rx_mA", "deep_sleep_uA"):
+        Consumption(consumption.profile).value(key)
     if wishes.cell not in CELLS:
         raise BoardError(f"no cell '{wishes.cell}'; there are: {', '.join(CELLS)}")
     for path in wishes.programs:

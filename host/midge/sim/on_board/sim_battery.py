@@ -36,7 +36,8 @@ def wake_cycles():
         stats = wake("battery", HOST, SETTINGS["port"], publish=messages, subscribe=filters, outbox=outbox,
                      tls=context(), timeout_ms=60_000)
         return {"delivered": stats.delivered, "error": stats.error and repr(stats.error),
-                "tx_writes": stats.tx_writes, "connack_ms": stats.connack_ms, "exchange_ms": stats.exchange_ms}
+                "connect_ms": stats.connect_ms, "connack_ms": stats.connack_ms, "exchange_ms": stats.exchange_ms,
+                "close_ms": stats.close_ms}
 
     return cycle
 
