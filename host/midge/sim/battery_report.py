@@ -171,8 +171,8 @@ def _one_cycle(paper: Document, result: Result) -> None:
     phases = base.phases_ms
     paper.say(
         f"What is measured, by `wake()`'s `stats`: {phases['connect_ms'] + phases['connack_ms']:.0f} ms to CONNACK, "
-        f"TCP's handshake included, {phases['exchange_ms']:.0f} from there to the last answer, {phases['close_ms']:.0f} to "
-        "the end."
+        f"TCP's handshake included, {phases['exchange_ms']:.0f} from there to the last answer, "
+        f"{phases['close_ms']:.0f} to the end."
     )
 
 
