@@ -1,7 +1,7 @@
 """How long a command takes to start: `midge pub` and its like beside Mosquitto's, against a broker of ours.
 
-CPU time (user and system, of the process) and wall time, medians, the runs in turn. The aim: `midge pub` under 150 ms
-more than `python -c pass`.
+CPU time (user and system, of the process) and wall time, the runs in turn: medians, and of the CPU time the least,
+since what else the machine does only adds to it. The aim: `midge pub` under 150 ms more than `python -c pass`.
 """
 
 from __future__ import annotations
@@ -54,13 +54,14 @@ def main() -> int:
             for name, command in commands.items():
                 times[name].append(run_once(command))
         broker.stop()
-    print(f"{'':16} {'CPU':>9} {'more than python':>17} {'wall':>9}")
-    base = statistics.median(cpu for cpu, _ in times["python -c pass"])
+    print(f"{'':16} {'CPU, least':>11} {'more than python':>17} {'CPU, median':>12} {'wall, median':>13}")
+    base = min(cpu for cpu, _ in times["python -c pass"])
     for name, runs in times.items():
+        least = min(cpu for cpu, _ in runs)
         cpu = statistics.median(cpu for cpu, _ in runs)
         wall = statistics.median(wall for _, wall in runs)
-        print(f"{name:16} {cpu:6.0f} ms {cpu - base:14.0f} ms {wall:6.0f} ms")
-    more = statistics.median(cpu for cpu, _ in times["midge pub"]) - base
+        print(f"{name:16} {least:8.0f} ms {least - base:14.0f} ms {cpu:9.0f} ms {wall:10.0f} ms")
+    more = min(cpu for cpu, _ in times["midge pub"]) - base
     print(f"midge pub: {more:.0f} ms of CPU more than python -c pass; the aim is under {AIM_MS:.0f}")
     return 0 if more < AIM_MS else 1
 
