@@ -190,7 +190,7 @@ class SimulatedBoard:
             "payload_bytes": kind.payload_bytes, "qos": kind.qos, "outbox": kind.outbox,
             "outbox_bytes": kind.outbox_bytes, "timeout_ms": kind.timeout_ms, "keep_alive_s": kind.keep_alive_s,
             "sleep_ms": kind.interval_s * 1000 if self.sleeps else kind.interval_s * 1000 / self.speed,
-            "max_clients": 8, "store": "/".join([str(self.flash), "store"]) if kind.store else None,
+            "max_clients": kind.max_clients, "store": "/".join([str(self.flash), "store"]) if kind.store else None,
         }  # fmt: skip
         env = {"MIDGE_BOARD": str(self.flash), "MIDGE_SIM": json.dumps(settings), "MIDGE_AIR": "{}"}
         return Board(

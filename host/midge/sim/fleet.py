@@ -75,6 +75,7 @@ class BoardsSection(Section):
     commands_s: float = key(0.0, "So often each gets a command at QoS 1, in the boards' time; 0: never.", unit="s",
                             ge=0)  # fmt: skip
     store: bool = key(True, "Of a hub: a journal in its flash.")
+    max_clients: int = key(8, "Of a hub: connections at once, the bridge's too.", ge=2, le=64)
     program: str = key("", "A program of yours, relative to this file, in the place of the profile's own. It ends "
                            "with machine.deepsleep(), or runs for ever.")  # fmt: skip
     arguments: list[str] = key(

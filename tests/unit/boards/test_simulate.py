@@ -42,6 +42,14 @@ def test_no_micropython_is_an_error_that_says_what_to_do(
         find_micropython({"PATH": str(tmp_path)})
 
 
+def test_command_of_a_unix_port_of_ones_own_is_its_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "micropython"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("MICROPYTHON", str(program))
+    assert simulate.micropython_command() == [str(program)]
+
+
 def test_device_files_are_the_checkouts() -> None:
     assert device_directory() == Path(__file__).resolve().parents[3] / "device"
 
@@ -117,6 +125,32 @@ def test_stop_interrupts_a_board_so_that_it_can_say_goodbye(tmp_path: Path) -> N
         await board.stop()  # again: nothing happens
         assert (board.exit_code, list(board.last_lines)) == (0, ["ready", "goodbye"])
         assert not _is_there(pid)
+
+    _run(use)
+
+
+def test_board_that_is_killed_finds_what_it_wrote_when_it_starts_again(tmp_path: Path) -> None:
+    flash = tmp_path / "flash"
+    flash.mkdir()
+    text = "import os, time\nprint('has', os.listdir('.').count('kept'))\nopen('kept', 'w').close()\ntime.sleep(60)"
+    program = _program(tmp_path, text)
+
+    async def use() -> None:
+        image = tmp_path / "image"
+        image.mkdir()
+        await simulate.make_image(image, [program])
+        for count in (0, 1):
+            board = Board("one", program, directory=flash, image=image)
+            try:
+                await board.start()
+                await board.wait_for_line(f"has {count}", DEADLINE_S)
+                while not (flash / "kept").exists():
+                    await asyncio.sleep(0.01)
+                board.kill()
+                assert await board.wait() == -signal.SIGKILL
+            finally:
+                await board.stop()
+        assert (flash / "kept").exists()
 
     _run(use)
 
