@@ -32,7 +32,7 @@ OPTIMIZE ?= -O3
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types spec siege bridgefaults soakclient bench fleet battery large mpy romfs flash deploy wheel reference clean mosquitto
+.PHONY: help setup run test lint types spec siege bridgefaults soakclient bench patterns fleet battery large mpy romfs flash deploy wheel reference clean mosquitto
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -84,6 +84,11 @@ fleet: $(STAMP) ## simulate 200 sleeping boards for an hour of theirs (1.5 minut
 
 battery: $(STAMP) ## measure wake cycles and write docs/battery-life.md (two minutes; ARGS="--board esp32-c3")
 	@$(BIN)/midge sim battery --markdown docs/battery-life.md $(ARGS)
+
+# RabbitMQ takes part if it is installed: apt-get install rabbitmq-server.
+patterns: $(STAMP) ## measure queues and requests beside RabbitMQ, NATS and ZeroMQ (ARGS="--messages 20000")
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python benchmarks/patterns.py $(ARGS)
 
 # Full scale: some 20 minutes, and 25 GB of disk.
 large: $(STAMP) ## a million retained topics and a backlog of 10 GB: memory, time to start (ARGS="--backlog-mb 1000")
