@@ -201,13 +201,13 @@ def test_waiting_for_a_line_has_a_deadline(tmp_path: Path) -> None:
 
 def test_a_program_that_does_not_compile_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     async def use() -> None:
-        board = Board("kitchen", _program(tmp_path, "def broken(:\n"))
+        board = Board("faulty", _program(tmp_path, "def broken(:\n"))
         with pytest.raises(BoardError, match=r"(?s)program.py doesn't compile: .*SyntaxError"):
             await board.start()
 
-    before = set(Path(tempfile.gettempdir()).glob("midge-kitchen-*"))
+    before = set(Path(tempfile.gettempdir()).glob("midge-faulty-*"))  # of no other test
     _run(use)
-    assert set(Path(tempfile.gettempdir()).glob("midge-kitchen-*")) <= before
+    assert set(Path(tempfile.gettempdir()).glob("midge-faulty-*")) <= before
 
 
 def test_a_program_that_is_not_there_is_told() -> None:
