@@ -174,11 +174,12 @@ class _Journal(MemoryOutbox):
         self.damaged += end - at
 
     def _apply(self, kind, body, at):
+        if kind == _FILTERS:  # empty: the server had no session
+            self.filters = bytes(body)
+            return
         packet_id = body[0] << 8 | body[1]
         message = self.find(packet_id)
-        if kind == _FILTERS:
-            self.filters = bytes(body)
-        elif kind == _INBOUND:
+        if kind == _INBOUND:
             self.inbound.append(packet_id)
         elif kind == _RELEASED:
             super().forget(packet_id)

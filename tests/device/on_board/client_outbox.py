@@ -121,7 +121,7 @@ def steps():
 
     return [putting(1, 1), putting(2, 2), noting(b"\0\1a\1"), putting(3, 0), releasing(2), putting(4, 2),
             remembering(9), removing(1), remembering(8), forgetting(9), putting(5, 1), removing(2), releasing(4),
-            noting(b"\0\1b\2"), putting(6, 1), removing(3)]
+            noting(b""), noting(b"\0\1b\2"), putting(6, 1), removing(3)]
 
 
 def expected(models):
