@@ -13,6 +13,7 @@ It must not know what the program does, nor how it came to the board. It lies ou
 # midge_slot.json switches. littlefs renames atomically, also over a file (littlefs DESIGN.md, "The move problem").
 
 import asyncio
+import gc
 import io
 import json
 import os
@@ -41,7 +42,8 @@ _TRIES = 2
 # only a reset ends (a driver, a fragmented heap).
 _HEALTHY_MS = 600_000
 _FAILURES_MAX = 3
-_TRACEBACK_MAX = 2000  # bytes; the first and the last exception are worth most, a loop of them nothing
+# Bytes: it must fit one packet (2,048; a small hub's 1,875). The first exception is worth most, a loop none.
+_TRACEBACK_MAX = 1500
 
 
 # ------------------------------------------------------------------------------------------------- files
@@ -128,7 +130,10 @@ def confirm():
 def fall_back(why):
     now = state()
     if "trial" in now:
-        save({"slot": now["slot"], "failed": {"id": now["id"], "why": why}})
+        try:
+            save({"slot": now["slot"], "failed": {"id": now["id"], "why": why}})
+        except OSError:
+            pass  # the flash is full: choose() doesn't run it either
 
 
 def is_on_trial():
@@ -144,7 +149,10 @@ def choose():
         fall_back("it did not connect before the board was reset or hung")
         return now["slot"]
     now["tries"] -= 1
-    save(now)
+    try:
+        save(now)
+    except OSError:  # what can't be counted isn't tried
+        return now["slot"]
     return now["trial"]
 
 
@@ -152,21 +160,25 @@ def choose():
 
 
 def note(error):
-    text = io.StringIO()
-    if hasattr(sys, "print_exception"):
-        sys.print_exception(error, text)
-    else:
-        import traceback
-
-        traceback.print_exception(error, file=text)
-    text = text.getvalue()
-    print(text)
     try:
+        text = io.StringIO()
+        _print_exception(error, text)
+        text = text.getvalue()[-_TRACEBACK_MAX:]
+        print(text)
         noted = noted_traceback()
         if len(noted) + len(text) <= _TRACEBACK_MAX:
             write_file(_TRACEBACK, noted + text)
-    except OSError:
-        pass  # no room: the program is restarted all the same
+    except (OSError, MemoryError):
+        gc.collect()  # no room: the program is restarted all the same
+
+
+def _print_exception(error, file):
+    if hasattr(sys, "print_exception"):
+        sys.print_exception(error, file)
+    else:  # CPython
+        import traceback
+
+        traceback.print_exception(error, file=file)
 
 
 def noted_traceback():

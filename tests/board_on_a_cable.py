@@ -58,6 +58,7 @@ class BoardOnACable:
             if self.process:
                 self.process.kill()  # a reset may have started another one just now
             time.sleep(0.02)
+        print(f"the board was started {self.starts} times and said last:\n{self.text()[-2000:]!r}")
         for fd in (self._ours, self._theirs, self._board, self._tty):
             os.close(fd)
 
@@ -95,7 +96,7 @@ class BoardOnACable:
             self.process = subprocess.Popen(
                 [brokers.micropython(), "-X", f"heapsize={self._heap}", *main], cwd=self.flash, env=self._env,
                 stdin=self._tty, stdout=self._tty, stderr=self._tty, start_new_session=True,
-                preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 1),
+                preexec_fn=_begin,
             )  # fmt: skip
             self.starts += 1
             self.process.wait()
@@ -113,6 +114,12 @@ class BoardOnACable:
                 self._said += data
                 if self.cut_after is None or self.carried <= self.cut_after:
                     os.write(self._ours, data)
+
+
+def _begin() -> None:
+    """In the new process: its console is the cable, and Ctrl-C is lost until MicroPython listens, as on a board."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _open_terminal() -> tuple[int, int]:

@@ -4,19 +4,20 @@ It must not know which.
 import midge_boot as boot
 
 
+# None: a board without a radio, or a computer.
 def find_network():
     try:
         from wifi import WiFi
     except ImportError:
-        return None  # a board without a radio, or a computer
+        return None
     return WiFi(boot.settings("wifi.ssid"), boot.settings("wifi.password"), power=boot.settings("wifi.power"),
                 hostname=boot.settings("name"), cache=boot.path("wifi.json"))
 
 
 def find_updater(name, send):
-    key = boot.settings("update.key")
     from midge_update import Updater
 
+    key = boot.settings("update.key")
     return Updater(name, send, key.encode() if key else None)
 
 

@@ -16,6 +16,7 @@ class Board:
     def __init__(self, on_command=None, **options):
         self.name = boot.settings("name", "board")
         self._on_command = on_command
+        self._needs_network = options.get("link") is not None
         self._updater = find_updater(self.name, self._store)
         will = (self.name + "/status", b"offline", 1, True)
         self.client = Client(self.name, boot.settings("broker.host", "192.168.4.1"), boot.settings("broker.port", 1883),
@@ -24,6 +25,9 @@ class Board:
 
     # Only the first connection needs patience: once made, the client keeps it.
     async def connect(self):
+        while self._needs_network and not boot.settings("wifi.ssid"):
+            print("no network yet: midge boards set PORT wifi.ssid=... wifi.password broker.host=...")
+            await asyncio.sleep(RETRY_S)
         while True:
             try:
                 await self.client.connect()

@@ -25,9 +25,10 @@ async def start_network():
     if boot.settings("wifi.ssid"):
         await find_network().connect()
         return
-    name, password = boot.settings("ap.ssid", NAME), boot.settings("ap.password", "")
-    if len(password) < 8:  # WPA2 has no shorter one; the driver would not start, or start without one
-        raise ValueError("ap.password must have 8 characters: midge boards set PORT ap.password")
+    while len(boot.settings("ap.password", "")) < 8:  # WPA2 has no shorter one: the driver would not start with it
+        print("no network yet: midge boards set PORT ap.password, 8 characters or more")
+        await asyncio.sleep(5)
+    name, password = boot.settings("ap.ssid", NAME), boot.settings("ap.password")
     access_point = network.WLAN(network.AP_IF)
     if sys.platform == "rp2":
         access_point.config(essid=name, password=password)

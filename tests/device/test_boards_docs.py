@@ -32,6 +32,7 @@ def commands(page: str) -> list[str]:
 
 def test_the_commands_of_the_pages_run_as_printed(tmp_path, host_broker, capsys, monkeypatch):
     monkeypatch.setattr(console, "_ATTEMPT_S", 0.3)
+    monkeypatch.setattr(console, "_ANSWER_S", 20)
     monkeypatch.setenv("WIFI_PASSWORD", "quite a secret")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "app.py").write_text(PROGRAM)

@@ -1,6 +1,7 @@
 """`midge boards` with a board behind a serial port and a broker that it connects to: MicroPython's unix port, mpremote,
 the host's broker, all as they are. Stand-ins for the chip and the radio only."""
 
+import contextlib
 import json
 import os
 import re
@@ -36,9 +37,24 @@ async def main():
 
 
 @pytest.fixture(autouse=True)
-def quick_attempts(monkeypatch):
-    """The unix port starts faster than a chip."""
+def patience(monkeypatch):
+    """The unix port starts faster than a chip, on a machine that may be busy."""
     monkeypatch.setattr(console, "_ATTEMPT_S", 0.3)
+    monkeypatch.setattr(console, "_ANSWER_S", 20)
+
+
+@pytest.fixture
+def impatience():
+    """A context in which a board that is silent is given up at once."""
+
+    @contextlib.contextmanager
+    def impatience():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(console, "_ANSWER_S", 0.5)
+            patch.setattr(console, "_RUN_S", 0.5)
+            yield
+
+    return impatience
 
 
 @pytest.fixture
@@ -92,6 +108,7 @@ def test_from_an_empty_board_to_its_first_message(board, laptop, capsys, monkeyp
 
     assert midge("deploy", board.port, "--as", "sensor", "--name", "kitchen") == 0
     assert re.search(r"midge_client.mpy +[\d,]+ bytes", capsys.readouterr().out)
+    board.wait_for("no network yet: midge boards set PORT wifi.ssid")
     monkeypatch.setenv("HOME_WIFI", AIR["password"])
     assert midge("set", board.port, "wifi.ssid=home", "wifi.password=env:HOME_WIFI", "broker.host=127.0.0.1",
                  f"broker.port={laptop.port}") == 0  # fmt: skip
@@ -125,9 +142,7 @@ def test_only_what_changed_goes_over_the_cable(board, laptop, tmp_path, capsys):
     assert slot_of(board) == {"slot": "a"}
 
 
-def test_a_copy_that_fails_anywhere_leaves_the_old_version_running(board, laptop, tmp_path, monkeypatch):
-    monkeypatch.setattr(console, "_ANSWER_S", 0.5)  # of a cable that is cut
-    monkeypatch.setattr(console, "_RUN_S", 0.5)
+def test_a_copy_that_fails_anywhere_leaves_the_old_version_running(board, laptop, tmp_path, impatience):
     assert midge("deploy", board.port, "--as", "sensor", "--program", write_program(tmp_path, "old")) == 0
     settings(board, laptop.port)
     before = slot_of(board)
@@ -136,7 +151,8 @@ def test_a_copy_that_fails_anywhere_leaves_the_old_version_running(board, laptop
     new.write_text(new.read_text() + "BALLAST = " + repr("ballast" * 1000) + "\n")
     for cut in (2000, 12_000):
         board.cut_after = board.carried + cut
-        assert midge("deploy", board.port, "--as", "sensor", "--program", new) == 1
+        with impatience():
+            assert midge("deploy", board.port, "--as", "sensor", "--program", new) == 1
         board.cut_after = None
         assert slot_of(board) == before
         assert {path.name: path.read_bytes() for path in (board.flash / "midge_b").iterdir()} == files
@@ -230,13 +246,13 @@ def test_a_hub_serves_its_own_network(board, tmp_path, capsys, until_the_end):
     assert "runs kitchen (hub)" in capsys.readouterr().out
 
 
-def test_ports_that_are_none_are_told_in_plain_words(board, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(console, "_ANSWER_S", 0.5)
+def test_ports_that_are_none_are_told_in_plain_words(board, capsys, impatience):
     assert midge("list", "/dev/ttyUSB99") == 1
     assert "there is no such port" in capsys.readouterr().err
     ours, theirs = os.openpty()
     try:
-        assert midge("deploy", os.ttyname(theirs), "--as", "sensor") == 1
+        with impatience():
+            assert midge("deploy", os.ttyname(theirs), "--as", "sensor") == 1
     finally:
         os.close(ours)
         os.close(theirs)

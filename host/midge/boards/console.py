@@ -55,6 +55,7 @@ class Console:
     def __enter__(self) -> Console:
         self._transport = open_port(self.port)
         until = time.monotonic() + _ANSWER_S
+        attempts = 0  # that failed
         try:
             while not self._interrupt():
                 if time.monotonic() > until:
@@ -62,6 +63,9 @@ class Console:
                         f"{self.port}: no MicroPython answers there. Is it flashed (midge boards flash), is the port "
                         "right, is its program deaf to Ctrl-C? Press the board's RESET and try again."
                     )
+                attempts += 1
+            if attempts:
+                self._synchronise()
         except BaseException:
             self._transport.close()
             raise
@@ -82,6 +86,21 @@ class Console:
         except Exception:  # noqa: BLE001 - mpremote's own
             return False
         return True
+
+    def _synchronise(self) -> None:
+        """A slow board answers the attempts before as well: waits until it is silent, and asks for one more prompt."""
+        serial = self._transport.serial
+        silent = 0
+        while silent < 3:
+            time.sleep(0.05)
+            waiting = serial.in_waiting
+            if waiting:
+                serial.read(waiting)
+            silent = 0 if waiting else silent + 1
+        serial.write(b"\r\x01")
+        prompt = b"raw REPL; CTRL-B to exit\r\n"
+        if not self._transport.read_until(1, prompt, timeout_overall=_ANSWER_S).endswith(prompt):
+            raise BoardError(f"{self.port}: what answers there is not MicroPython's REPL")
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(Exception):
@@ -148,7 +167,8 @@ class Console:
 
     def reset(self) -> None:
         """Resets the chip, so that its program runs from the start."""
-        self.start("import machine\nmachine.reset()")
+        # Where `machine` is Python (a stand-in's), Ctrl-C may have come in the midst of its import.
+        self.start("import sys\nsys.modules.pop('machine', None)\nimport machine\nmachine.reset()")
 
 
 def open_port(port: str) -> Any:

@@ -107,6 +107,9 @@ def _convert(name: str, key: Key, text: str) -> Any:
     if key.choices and text not in key.choices:
         raise BoardError(f"{name}: {shown} isn't one of {', '.join(key.choices)}")
     if key.kind is str:
+        # A topic level of its own: MQTT 3.1.1 section 4.7.
+        if name == "name" and any(character in text for character in "/+#"):
+            raise BoardError(f"name: {shown} must be one topic level, without / + #")
         if len(text) < key.shortest:
             raise BoardError(f"{name}: must have {key.shortest} characters or more")
         return text

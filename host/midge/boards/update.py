@@ -44,6 +44,8 @@ class Update:
     def __init__(
         self, link: Link, name: str, bundle: Bundle, removed: list[str] | None = None, key: bytes | None = None
     ) -> None:
+        if not name or any(character in name for character in "+#"):
+            raise BoardError(f"'{name}' can't be a board's name")
         self._link = link
         self._name = name
         self._files = sorted(bundle.version.items())

@@ -210,9 +210,11 @@ def _flash(options: argparse.Namespace) -> int:
 
 
 def _deploy(options: argparse.Namespace) -> int:
-    from midge.boards import bundle, deploy
+    from midge.boards import bundle, deploy, settings
     from midge.boards.console import Console
 
+    if options.name:
+        settings.take([f"name={options.name}"])
     with Console(options.port) as console:
         try:
             board = deploy.survey(console)

@@ -42,6 +42,7 @@ def test_a_secret_is_asked_for_or_comes_from_a_file_or_the_environment(tmp_path)
         ("wifi.ssdi=home", "there is no setting 'wifi.ssdi'; there are: name, "),
         ("broker.port=eighty", "'eighty' isn't a number"),
         ("broker.port=70000", "must be 1 to 65,535"),
+        ("name=kitchen/lamp", "must be one topic level"),
         ("watchdog_s=60", r"must be 0 to 8\.388"),
         ("wifi.power=low", "'low' isn't one of none, performance, powersave"),
         ("update.key=env:SHORT", "must have 16 characters or more"),
