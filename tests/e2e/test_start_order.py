@@ -28,7 +28,7 @@ from midge.protocol import packets as p
 PARTS = ("board", "hub", "host", "laptop")
 ORDERS = list(itertools.permutations(PARTS))
 # Orders that are tried at a time: most of each is waiting for the next attempt to connect.
-AT_A_TIME = 4
+AT_A_TIME = 3
 MOMENT_S = 0.2
 # Far more than any waits for its next attempt (the bridge at most 2 s, Paho 1 s, the board's client 8 s).
 DEADLINE_S = 60
