@@ -21,7 +21,7 @@ from pathlib import Path
 import paho.mqtt.client as mqtt
 import pytest
 
-from brokers import ROOT, free_port, micropython, start_board, start_host
+from brokers import ROOT, BrokerDidNotStart, free_port, micropython, start_board, start_host
 from faults.peers import Peer
 from midge.protocol import packets as p
 
@@ -111,6 +111,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _start_and_talk(order: tuple[str, ...], directory: Path) -> None:
+    try:
+        _try(order, directory)
+    except BrokerDidNotStart:  # another process has taken the port since it was chosen: on others, then
+        _try(order, directory.with_name(f"{directory.name}-again"))
+
+
+def _try(order: tuple[str, ...], directory: Path) -> None:
     directory.mkdir()
     with ExitStack() as stack:
         parts = Parts(directory, stack)
