@@ -66,6 +66,9 @@ async def start_broker(
     try:
         await process.start()
         found = await process.wait_for_line(LISTENING, START_TIMEOUT_S)
+        # What a hub gets before it has the bridge's session, nobody waits for.
+        for name in hubs:
+            await process.wait_for_line(f"bridge {name} to .*: connected", START_TIMEOUT_S)
     except BaseException:
         await process.stop()
         raise

@@ -68,11 +68,11 @@ def _sentences(row: dict[str, Any]) -> list[str]:
     for what in ("messages", "commands"):
         for how in ("lost", "waiting"):
             for cause, count in row[what][how].items():
-                sentences.append(f"{count} {what} {how}: {cause}")
+                sentences.append(f"{_counted(count, what)} {how}: {cause}")
         if row[what]["refused"]:
-            sentences.append(f"{row[what]['refused']} {what} refused: the outbox was full")
+            sentences.append(f"{_counted(row[what]['refused'], what)} refused: the outbox was full")
     if row["power_cuts"]:
-        sentences.append(f"{row['power_cuts']} power cuts")
+        sentences.append(_counted(row["power_cuts"], "power cuts"))
     for error, count in row["cycle_errors"].items():
         sentences.append(f"{count} of {row['cycles']} cycles ended early: {error}")
     if row["kept_s"]["count"]:
@@ -85,6 +85,10 @@ def _sentences(row: dict[str, Any]) -> list[str]:
         sentences.append(f"{row['outbox_at_end']} messages were in outboxes at the end, before the last wake-up")
     sentences += [f"died: {text}" for text in row["crashes"][:3]]
     return sentences
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what[:-1] if count == 1 else what}"
 
 
 def machine_sentence(result: dict[str, Any]) -> str:
