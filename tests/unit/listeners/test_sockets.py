@@ -14,9 +14,8 @@ import pytest
 
 from midge.core.broker import Broker
 from midge.core.limits import Limits
-from midge.listeners import sockets
+from midge.listeners import sockets, tcp
 from midge.listeners.sockets import SocketListener, SocketTransport
-from midge.listeners.tcp import open_sockets
 from midge.listeners.turns import Turns
 
 pytestmark = pytest.mark.skipif(not sockets.IS_AVAILABLE, reason="this system has no epoll")
@@ -348,12 +347,32 @@ async def test_without_file_descriptors_it_accepts_again_once_there_are_some(
     assert told == ["can't accept connections: Too many open files; trying again in 0.05 s"] * 3
 
 
+class OnAnyTransport(Recorder):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.write(b"welcome")
+
+
+@in_loop
+async def test_where_there_is_no_epoll_the_event_loop_does_it() -> None:
+    protocol = OnAnyTransport("")
+    server, port = await tcp.listen("127.0.0.1", 0, lambda: protocol)
+    client = socket.create_connection(("127.0.0.1", port), _LONG_S)
+    client.sendall(b"hello")
+    await until(lambda: protocol.data == b"hello")
+    assert client.recv(10) == b"welcome"
+    client.close()
+    await until(lambda: protocol.ends == [None])
+    server.close()
+    await server.wait_closed()
+
+
 @in_loop
 async def test_a_port_in_use_is_refused_and_a_closed_listener_accepts_nobody() -> None:
     async with Place() as place:
         port = place.listener.port
         with pytest.raises(OSError, match="Address already in use"):
-            await open_sockets("127.0.0.1", port)
+            await tcp.open_sockets("127.0.0.1", port)
         client, protocol = await place.meet()
         place.listener.close()
         with pytest.raises(ConnectionRefusedError):
