@@ -89,6 +89,17 @@ def test_connection_lost_in_the_instant_in_which_it_was_accepted_is_made_again(r
     board.has_ended()
 
 
+def test_disconnect_ends_a_client_that_is_closing_a_lost_connection(run, server):
+    board = run("disconnect_while_closing")
+    for _ in range(8):
+        peer = server.accepted()
+        peer.expect(publish("t", "up"))
+        peer.close()
+        board.says("connected", False)
+        board.says("disconnected", False)
+    board.has_ended()
+
+
 def test_unacked_messages_are_resent_in_order_with_dup_and_the_same_identifiers_after_a_reset(run, server):
     board = run("publish_three")
     peer = server.accepted()

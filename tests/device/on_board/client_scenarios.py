@@ -217,6 +217,19 @@ async def disconnect_while_waiting():
         say("refused after disconnect")
 
 
+# At each of the turns in which a lost connection is closed.
+async def disconnect_while_closing():
+    for turns in range(8):
+        client = await connected(backoff_ms=(20_000, 20_000))
+        await client.publish("t", b"up")
+        while client.connected:
+            await asyncio.sleep(0)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await asyncio.wait_for(client.disconnect(), 10)
+        say("disconnected", client.connected)
+
+
 async def without_awaiting():
     client = await connected()
     results = [client.publish("t", str(i), qos=1) for i in range(3)]
