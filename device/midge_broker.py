@@ -31,14 +31,12 @@ import time
 try:
     from micropython import const
 except ImportError:
+    const = abs
 
-    def const(value):
-        return value if value >= 0 else 0
-
-
-# MicroPython's compiler takes this one as it stands and leaves out the other interpreter's half of this file. CPython
-# calls the function above and gets 0.
-_MICROPYTHON = const(-1)
+# MicroPython's compiler takes the first as it stands, so the second is -2, and leaves out the other interpreter's half
+# of this file. CPython calls abs() and gets 1 and 0.
+_MINUS = const(-1)
+_MICROPYTHON = const(_MINUS - 1)
 
 try:
     import midge_broker_v5 as _v5  # MQTT 5.0; without that file its clients are told to speak 3.1.1
@@ -239,10 +237,8 @@ def _text(data):
             not byte
             or byte in b"\xc0\xc1"
             or byte > 0xF4
-            or (before == 0xE0 and byte < 0xA0)
-            or (before == 0xED and byte > 0x9F)
-            or (before == 0xF0 and byte < 0x90)
-            or (before == 0xF4 and byte > 0x8F)
+            # After E0 comes A0 or more, after ED less; after F0 90 or more, after F4 less.
+            or (before in b"\xe0\xed\xf0\xf4" and (byte < (0xA0 if before < 0xF0 else 0x90)) == (before in b"\xe0\xf0"))
         ):
             raise _Malformed("text")
         before = byte
@@ -490,6 +486,7 @@ class Broker:
         self._listener = None  # set by listen(), cleared by close()
         self._behind = None  # a session that fell behind in this _publish
         self._store = None
+        self._marks = None  # of MQTT 5.0, once a second bridge is here
         if store:
             import midge_broker_store
 
@@ -623,25 +620,24 @@ class Broker:
     # A connection that comes by any way: the listener, or a serial cable (Cable(on_channel=broker.attach)). Needs
     # readinto(view) and write(data, offset, length), which give None for "not now", and close(). True: it is let in.
     def attach(self, sock):
-        # When all places are taken, whoever has been silent longest without CONNECT gives way, so that
-        # connections that were opened and abandoned lock nobody out.
-        if len(self._connections) >= self.max_clients + _PENDING_MAX:
-            self._counts[_REFUSED] += 1
-            for connection in self._connections:
-                if not connection.session:
-                    self._close(connection)
-                    break
-            else:
-                sock.close()
-                return False
         try:
+            # When all places are taken, whoever has been silent longest without CONNECT gives way, so that
+            # connections that were opened and abandoned lock nobody out.
+            if len(self._connections) >= self.max_clients + _PENDING_MAX:
+                for connection in self._connections:
+                    if not connection.session:
+                        self._counts[_REFUSED] += 1
+                        self._close(connection)
+                        break
+                else:
+                    raise MemoryError
             self._connections.append(_Connection(self, sock))
+            return True
         except MemoryError:
             self._counts[_REFUSED] += 1
             _watch(sock, None, 0)
             sock.close()
             return False
-        return True
 
     # Ends a connection, well when there is no reason to tell. *code* is that of 5.0.
     def _close(self, connection, reason=None, code=0):
@@ -655,8 +651,7 @@ class Broker:
             self._log("closed %s: %s", session.client_id if session else "a newcomer", reason)
         _watch(connection.sock, connection, 0)
         connection.sock.close()
-        # Whatever still refers to it, as an old task does for a while, shall not keep the rest.
-        connection.sock = connection.session = connection.rest = connection.unsent = connection.waits_for = None
+        connection.sock = connection.session = connection.unsent = None
         self._connections.remove(connection)
         if session is None:
             return
@@ -942,7 +937,7 @@ class Broker:
         flags = qos | (_v5.check_publish(self, _Fields, at, qos, after) if connection.v5 else 0)
         route = self._route(buffer, at, after)
         slot = at + len(route[0])
-        allowed = self._may_publish(connection, route)
+        allowed = flags < 16 and self._may_publish(connection, route)  # 16: it has been here
         if not qos:
             self._counts[_RECEIVED] += 1
             if allowed:
@@ -971,13 +966,16 @@ class Broker:
             if qos == 2:  # not before: if there was no memory for it, it will come again
                 received.append(packet_id)
         # 3.1.1 knows no other answer to what isn't allowed [MQTT-3.3.5-2].
-        self._acknowledge(connection, _PUBACK if qos == 1 else _PUBREC, packet_id, 0 if allowed else 0x87)
+        code = 0 if allowed else 0x87 if flags < 16 else 0x10
+        self._acknowledge(connection, _PUBACK if qos == 1 else _PUBREC, packet_id, code)
 
     def _publish_message(self, message, retain):
         self._publish(self._route(message, 0, len(message)), message, retain, None)
 
     def _publish(self, route, message, retain, source):
         _, topic, targets, callbacks, groups = route
+        if self._marks:
+            message = _v5.mark(self, message)
         kept = retain and self._retain(topic, message)
         if groups:
             targets = _v5.choose(groups, list(targets))
@@ -1336,7 +1334,7 @@ class Broker:
         connection.control.extend(b"\x20\x02\x01\x00" if session else b"\x20\x02\x00\x00")
         if connection.v5:
             clean = not connection.expiry_s
-            _v5.connack(self, connection, None if client_id else given)
+            _v5.connack(self, connection, client_id, given)
         if session is None:
             session = sessions[given] = _Session(given, clean)
         # The record takes back the one of a will that waits, too.

@@ -6,20 +6,24 @@ It must not know sockets, routes or queues: the broker asks it at the places whe
 # Retain Handling, Receive Maximum and Maximum Packet Size in both directions, and messages with their properties as
 # they were published. What they don't, CONNACK says: topic aliases, subscription identifiers. Nor is there AUTH.
 #
+# Two laptops that bridge this broker and each other lead each message round a triangle. So from the second bridge on,
+# messages are marked as midge's brokers mark theirs (the user property midge-passage: an identifier, and the brokers
+# that the message has been to), and what has been here with that identifier isn't taken again.
+#
 # A message that came in 5.0 has bit 2 in its slot's second byte, and its payload begins with its properties, as on the
 # wire. With bit 3 there is a message expiry interval among them; instead of the interval it then holds the time at
 # which it ends, on the clock below.
+import os
 import time
+from binascii import crc32
 
 try:
     from micropython import const
 except ImportError:
+    const = abs
 
-    def const(value):
-        return value if value >= 0 else 0
-
-
-_MICROPYTHON = const(-1)  # see midge_broker.py
+_MINUS = const(-1)  # see midge_broker.py
+_MICROPYTHON = const(_MINUS - 1)
 
 # ---- constants ----
 
@@ -67,6 +71,9 @@ _LONG_S = const(1 << 27)  # four years: what expires later doesn't expire, since
 _EXPIRED = const(5)  # in Broker._counts
 _TOO_LARGE = const(6)
 _RECEIVE_MAX = const(256)  # the broker's _QOS2_RECEIVED_MAX
+_OF_BRIDGE = const(12)  # as in midge_broker.py
+# Marks remembered, 4 bytes each on a board. The two ways that a message comes differ by a window or two.
+_MARKS_MAX = const(256)
 
 # ---- the clock: sixteenths of a second ----
 #
@@ -177,6 +184,7 @@ def _find(data, at, name):
 # The properties of the PUBLISH whose topic is at broker._buffer[at:]; returns the flags for the message's slot.
 def check_publish(broker, fields, at, qos, after):
     buffer = broker._buffer
+    topic = at
     at += 2 + (buffer[at] << 8 | buffer[at + 1]) + (2 if qos else 0)
     if at < after and not buffer[at]:
         return 4
@@ -185,6 +193,8 @@ def check_publish(broker, fields, at, qos, after):
         raise ValueError("topic alias", 0x94)  # none is allowed [MQTT-3.2.2-17]
     if _SUBSCRIPTION_IDENTIFIER in values:
         raise ValueError("subscription identifier", _PROTOCOL_ERROR)  # [MQTT-3.3.4-6]
+    if broker._marks and _USER_PROPERTY in values and broker._marks.knows(buffer, topic, at):
+        return 20
     if _MESSAGE_EXPIRY not in values:
         return 4
     _start_expiry(broker, buffer, at)
@@ -249,6 +259,79 @@ def put(broker, connection, at, header, packet_id, message):
     return at + size
 
 
+# ---- marks ----
+
+
+# The value of the mark among the properties at data[at:], or nothing.
+def _passage(data, at):
+    length, at = _variable(data, at)
+    end = at + length
+    while at < end:
+        form = _FORMS[data[at]]
+        at += 1
+        start = at
+        if form < 5:
+            at += form
+        else:
+            for _ in range(2 if form == 8 else 1):
+                at += 2 + (data[at] << 8 | data[at + 1])
+        if form == 8 and data[start : start + 15] == b"\x00\x0dmidge-passage":
+            return bytes(data[start + 17 : at])
+    return b""
+
+
+class _Marks:
+    def __init__(self):
+        self.name = os.urandom(4).hex()  # this broker's
+        self.last = 0  # number of the last mark given
+        self.seen = [0] * _MARKS_MAX  # what was seen, by its digest, at most 30 bits: no allocation
+        self.at = 0  # where the next one goes
+
+    # Of the message whose topic is at data[topic:] and whose properties are at data[at:]; 0: it has no mark.
+    def digest(self, data, topic, at):
+        value = _passage(data, at)
+        if not value:
+            return 0
+        size = data[topic] << 8 | data[topic + 1]
+        return crc32(data[topic : topic + 2 + size], crc32(value.split(b" ")[0])) & 0x3FFFFFFF | 1
+
+    def knows(self, data, topic, at):
+        return self.digest(data, topic, at) in self.seen
+
+    def remember(self, digest):
+        self.seen[self.at] = digest
+        self.at = (self.at + 1) % _MARKS_MAX
+
+    # The last one: it was routed by half, and comes again.
+    def forget(self):
+        self.at = (self.at - 1) % _MARKS_MAX
+        self.seen[self.at] = 0
+
+
+# Before the message goes to anyone: it gets a mark if it has none.
+def mark(broker, message):
+    marks = broker._marks
+    slot = 2 + (message[0] << 8 | message[1])
+    start = slot + 2
+    flags = message[slot + 1]
+    digest = marks.digest(message, 0, start) if flags & 4 else 0
+    if not digest:
+        marks.last += 1
+        value = "%s-%x %s" % (marks.name, marks.last, marks.name)
+        value = b"\x26\x00\x0dmidge-passage" + bytes((0, len(value))) + value.encode()
+        length, at = _variable(message, start) if flags & 4 else (0, start)
+        length += len(value)
+        head = message[:slot] + bytes((0, flags | 4))
+        while length > 127:
+            head.append(length & 127 | 128)
+            length >>= 7
+        head.append(length)
+        message = head + value + message[at:]
+        digest = marks.digest(message, 0, start)
+    marks.remember(digest)
+    return message
+
+
 # ---- acknowledgements, SUBSCRIBE, DISCONNECT ----
 
 
@@ -295,6 +378,8 @@ def disconnect(broker, connection, fields):
 
 # The last packet that a client gets: what waits for it goes first, as far as it may [MQTT-3.14.4-1].
 def farewell(broker, connection, code):
+    if code == 0x97 and broker._marks:
+        broker._marks.forget()
     broker._flush()
     broker._mark(connection)
     connection.control.extend(bytes((0xE0, 1, code) if connection.session else (0x20, 3, 0, code, 0)))
@@ -353,6 +438,8 @@ def connect(connection, fields):
         raise ValueError("authentication data", _PROTOCOL_ERROR)
     expiry_s = values.get(_SESSION_EXPIRY, 0)
     connection.expiry_s = -1 if expiry_s == _NEVER else expiry_s
+    if values.get(_USER_PROPERTY) == "midge-bridge":
+        connection.options = _OF_BRIDGE
     connection.receive_max = values.get(_RECEIVE_MAXIMUM, 65535)
     connection.packet_max = values.get(_MAXIMUM_PACKET, _NEVER)
 
@@ -373,15 +460,20 @@ def will(connection, fields):
     return properties
 
 
-def connack(broker, connection, assigned):
+def connack(broker, connection, client_id, given):
+    if connection.options and not broker._marks:
+        for session in broker._sessions.values():
+            for each in session.subscriptions.values():
+                if each & _OF_BRIDGE == _OF_BRIDGE and session.client_id != given:
+                    broker._marks = _Marks()
     control = connection.control
     properties = (
         bytes((_RECEIVE_MAXIMUM, _RECEIVE_MAX >> 8, _RECEIVE_MAX & 255, 0x22, 0, 0, 0x29, 0, _MAXIMUM_PACKET))
         + broker.max_packet.to_bytes(4, "big")
         + (b"" if broker.max_retained_bytes else b"\x25\x00")
     )
-    if assigned:
-        properties += bytes((0x12, 0, len(assigned))) + assigned.encode()
+    if not client_id:
+        properties += bytes((0x12, 0, len(given))) + given.encode()
     answer = bytes((0x20, len(properties) + 3, control[-2], 0, len(properties))) + properties
     if len(answer) > connection.packet_max:
         control[:] = b""

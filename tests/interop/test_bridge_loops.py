@@ -1,10 +1,12 @@
 """No loops: however brokers are linked, each message reaches each subscriber once, and then it is quiet."""
 
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from brokers import free_port, needs_mosquitto, start_board, start_host, start_mosquitto
+from brokers import RunningBroker, free_port, needs_mosquitto, start_board, start_host, start_mosquitto
 from paho_peer import Paho
 
 from .bridging import (
@@ -21,6 +23,16 @@ from .bridging import (
 )
 
 pytestmark = pytest.mark.timeout(120)
+
+
+def retained(broker: RunningBroker) -> Counter[str]:
+    """"TOPIC PAYLOAD" of what a new subscriber to everything is told."""
+    client = Paho(broker.port)
+    client.subscribe("#", qos=1)
+    time.sleep(0.3)
+    client.disconnect()
+    told = [client.messages.get() for _ in range(client.messages.qsize())]
+    return Counter(f"{message.topic} {message.payload.decode()}" for message in told)
 
 
 @pytest.mark.parametrize("version", ["3.1.1", "5.0"])
@@ -65,6 +77,39 @@ def test_a_board_bridged_by_two_laptops(tmp_path: Path, until_the_end) -> None:
     ]
     connected(*laptops)
     each_gets_each_once(board, *laptops)
+
+
+def test_a_board_bridged_by_two_laptops_that_bridge_each_other(tmp_path: Path, until_the_end, eventually) -> None:
+    board = until_the_end.enter_context(start_board())
+    ports = free_port(), free_port()
+    laptops = [
+        until_the_end.enter_context(
+            start_bridging(
+                tmp_path / str(i),
+                section("board", board.port, client_id=f"laptop{i}"),
+                section("other", ports[1 - i]),
+                port=ports[i],
+            )
+        )
+        for i in range(2)
+    ]
+    connected(*laptops, names=("board", "other"))
+    each_gets_each_once(board, *laptops)
+    for number, broker in enumerate([board, *laptops]):
+        publisher = Paho(broker.port)
+        for value in (b"old", b"new"):
+            publisher.publish(f"kept/{number}", value, 1, retain=True)
+        publisher.publish(f"deleted/{number}", b"x", 1, retain=True)
+        publisher.publish(f"deleted/{number}", b"", 1, retain=True)
+        publisher.disconnect()
+    for broker in (board, *laptops):
+        wanted = Counter({f"kept/{number} new": 1 for number in range(3)})
+        eventually(lambda broker=broker, wanted=wanted: retained(broker) == wanted)
+    # It is quiet: nothing goes round among them.
+    watchers = listeners(board, *laptops)
+    assert collect(watchers, 3) == [Counter({"new": 3})] * 3
+    for watcher in watchers:
+        watcher.disconnect()
 
 
 @needs_mosquitto
