@@ -134,13 +134,17 @@ class Board:
         try:
             return json.loads(line)
         except ValueError:
-            rest = [line]
-            while not self.lines.empty() or self.reader.is_alive():
-                try:
-                    rest.append(self.lines.get(timeout=1))
-                except queue.Empty:
-                    break
-            raise AssertionError("the script said: " + "".join(rest)) from None
+            raise AssertionError("the script said: " + line + "".join(self.rest())) from None
+
+    def rest(self) -> list[str]:
+        """The lines that are still to come, as of an error."""
+        rest = []
+        while not self.lines.empty() or self.reader.is_alive():
+            try:
+                rest.append(self.lines.get(timeout=1))
+            except queue.Empty:
+                break
+        return rest
 
     def says(self, *what: object) -> None:
         assert self.said() == list(what)

@@ -1,5 +1,5 @@
-"""The whole path: a board's client, the board's broker on the unix port with its journal, the bridge, the host's store,
-a subscriber; and back. The host, the board's broker or the link between them ends at one packet of a hand-over.
+"""The whole path: the board's client and the board's broker, with its journal, each on a unix port of its own; the
+bridge, the host's store, a subscriber; and back. The host, the board's broker or the link between them ends at one packet of a hand-over.
 
 What the first broker acknowledged arrives: at least once at QoS 1, exactly once at QoS 2, in order. MIDGE_BRIDGE_KILLS
 sets the number of kills for each of the four cases (5; `make bridgefaults`: 50), MIDGE_SEED the moments.
@@ -25,6 +25,7 @@ from mqtt_wire import start
 from brokers import RunningBroker, start_host
 
 from .cut_link import NAMES, PHASES, CutLink
+from .board_peers import BoardPublisher, BoardSubscriber
 from .peers import Disconnected, Publisher, Subscriber
 from .test_host_killed import SEED
 
@@ -51,7 +52,8 @@ class Chain:
 
     def __init__(self, directory: Path, qos: int) -> None:
         self._directory = directory
-        self.link = CutLink()
+        self.link = CutLink()  # between the board's broker and the host
+        self.port_of_board = CutLink()  # where the board's client finds its broker, whichever port that has now
         self._config = directory / "midge.toml"
         self._config.write_text(CONFIG.format(port=self.link.port, qos=qos))
         self.running: dict[str, RunningBroker] = {}
@@ -61,7 +63,7 @@ class Chain:
     def start(self, name: str) -> RunningBroker:
         if name == "board":
             broker = start("micropython", store=self._directory / "journal", **BOARD)
-            self.link.target_port = broker.port
+            self.link.target_port = self.port_of_board.target_port = broker.port
         else:
             broker = start_host("--config", str(self._config), "--data", str(self._directory / "data"))
         self.running[name] = broker
@@ -73,6 +75,7 @@ class Chain:
 
     def stop(self) -> None:
         self.link.close()
+        self.port_of_board.close()
         for broker in self.running.values():
             broker.kill()
 
@@ -84,14 +87,26 @@ def path(tmp_path: Path, qos: int):
     made.stop()
 
 
+@pytest.fixture
+def ends(path: Chain, qos: int, direction: str):
+    """The publisher and the subscriber."""
+    port = path.port_of_board.port
+    if direction == "up":
+        board = BoardPublisher(port, "up/n", qos)
+        yield board, Subscriber("subscriber", "board/up/n", qos)
+    else:
+        board = BoardSubscriber(port, "down/n", qos)
+        yield Publisher("publisher", "board/down/n", qos), board
+    board.stop()
+
+
 @pytest.mark.timeout(180 + 20 * KILLS)
 @pytest.mark.parametrize("direction", ["up", "down"])
 @pytest.mark.parametrize("qos", [1, 2])
-def test_what_was_acknowledged_at_one_end_arrives_at_the_other(path: Chain, qos: int, direction: str) -> None:
+def test_what_was_acknowledged_at_one_end_arrives_at_the_other(path: Chain, ends, qos: int, direction: str) -> None:
     rng = random.Random(f"{SEED} {qos} {direction}")
     source, target = ("board", "host") if direction == "up" else ("host", "board")
-    there, here = ("up/n", "board/up/n") if direction == "up" else ("board/down/n", "down/n")
-    publisher, subscriber = Publisher("publisher", there, qos), Subscriber("subscriber", here, qos)
+    publisher, subscriber = ends
     path.running["host"].wait_for_output(r"bridge board .*connected", 20)
     assert subscriber.resume(path.running[target].port) is False
     publisher.resume(path.running[source].port)
@@ -117,7 +132,9 @@ def test_what_was_acknowledged_at_one_end_arrives_at_the_other(path: Chain, qos:
     _check(publisher.acknowledged, subscriber.numbers, qos, direction, kills)
 
 
-def _load_until_fired(link: CutLink, publisher: Publisher, subscriber: Subscriber, about: str) -> None:
+def _load_until_fired(
+    link: CutLink, publisher: Publisher | BoardPublisher, subscriber: Subscriber | BoardSubscriber, about: str
+) -> None:
     """Publish and read along until it has happened; one of the two may notice."""
     deadline = time.monotonic() + 60
     try:
@@ -131,7 +148,7 @@ def _load_until_fired(link: CutLink, publisher: Publisher, subscriber: Subscribe
         assert link.fired.wait(5), f"a broker ended by itself: {about}"
 
 
-def _until_all_is_there(publisher: Publisher, subscriber: Subscriber) -> None:
+def _until_all_is_there(publisher: Publisher | BoardPublisher, subscriber: Subscriber | BoardSubscriber) -> None:
     deadline = time.monotonic() + 60
     while len(set(subscriber.numbers)) < len(publisher.acknowledged) and time.monotonic() < deadline:
         subscriber.step(timeout_s=1)
