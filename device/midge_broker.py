@@ -170,7 +170,6 @@ if _MICROPYTHON:
                 try:
                     source.on_ready(ready[1])
                 except Exception as error:  # noqa: BLE001 - MemoryError, within what dealt with the first
-                    gc.collect()
                     sys.print_exception(error)
             self.end.__traceback__ = None  # else it grows
             raise self.end
@@ -183,6 +182,7 @@ if _MICROPYTHON:
         if events:
             poller.sources[id(sock)] = source
             poller.register(sock, events)
+            poller.poll.ipoll(0)  # what is being gone through may have moved: it begins anew
         else:
             poller.sources.pop(id(sock), None)
             poller.unregister(sock)
@@ -435,6 +435,9 @@ class Broker:
     ):
         gc.collect()
         budget = budget_bytes or (gc.mem_free() if _MICROPYTHON else 4_000_000)
+        if _MICROPYTHON:
+            # Collected only when it is full, the heap has what lasts scattered all over, and no place for a long list.
+            gc.threshold(budget // 4)
         self._limits = {
             "budget_bytes": budget,
             "max_clients": max_clients,
@@ -517,7 +520,7 @@ class Broker:
                 raise ValueError("packet too large")
             self._publish_message(message, retain)
         except MemoryError:
-            self._make_room(True)
+            self._make_room()
         self._flush()
 
     def listen(self):
@@ -548,7 +551,7 @@ class Broker:
                 try:
                     self._call(Broker._tick, self)
                 except MemoryError:  # what it calls for help needs some, too
-                    gc.collect()
+                    pass
         finally:
             self.close()
 
@@ -678,7 +681,8 @@ class Broker:
             else:
                 self._remove(session, at)
         session.in_flight = 0
-        session.queue = queue[:]  # the absent keep only the memory that they use
+        if len(queue) < 64:
+            session.queue = queue[:]  # the absent keep only the memory that they use
 
     def _drop_session(self, session):
         del self._sessions[session.client_id]
@@ -701,7 +705,7 @@ class Broker:
         except OSError:
             self._close(connection, "connection lost")
         except MemoryError:
-            self._make_room(True)
+            self._make_room()
             self._close(connection, "out of memory", 0x97)
         except Exception as error:  # noqa: BLE001 - _Malformed, UnicodeError, and should there be a bug
             self._counts[_MALFORMED] += 1
@@ -710,22 +714,21 @@ class Broker:
 
     # After a step that failed. Where the hosting program took more memory than was left to it, half of the longest
     # queue goes.
-    def _make_room(self, is_full):
+    def _make_room(self):
         if self._store:
             self._store.forget()
-        if is_full:
-            gc.collect()
-            self._counts[_NO_MEMORY] += 1
-            if self._sessions:
-                longest = max(self._sessions.values(), key=_Session.load)
-                for _ in range((longest.waiting() + 1) // 2):
-                    self._drop_oldest(longest, _NO_MEMORY)
+        self._counts[_NO_MEMORY] += 1
+        if self._sessions:
+            longest = max(self._sessions.values(), key=_Session.load)
+            for _ in range((longest.waiting() + 1) // 2):
+                self._drop_oldest(longest, _NO_MEMORY)
 
     def _call(self, hook, *arguments):
         try:
             return hook(*arguments)
+        except MemoryError:
+            self._make_room()
         except Exception as error:  # noqa: BLE001 - the hosting program's mistake must not end a client
-            self._make_room(isinstance(error, MemoryError))
             self._log("failed in %s: %r", hook, error)
 
     def _log(self, text, *values):
@@ -955,7 +958,7 @@ class Broker:
             try:
                 message = buffer[at:after]
             except MemoryError:
-                self._make_room(True)
+                self._make_room()
                 message = buffer[at:after]
             if qos == 2:
                 if len(received) >= _QOS2_RECEIVED_MAX + connection.received_before:
@@ -1019,7 +1022,7 @@ class Broker:
                 at = _slot(message)
                 return not (old and len(old) == len(message) and old[at + 1 :] == message[at + 1 :])
         except MemoryError:  # no place for a larger dict
-            gc.collect()
+            pass
         self._counts[_RETAINED_REFUSED] += 1
         return False
 
@@ -1046,7 +1049,7 @@ class Broker:
                     session.queue.append(message)
                     break
                 except MemoryError:  # no larger list to be had in one piece: this is all it can take
-                    gc.collect()
+                    pass
             if not victim.waiting() or (victim is session and not meta >> _STATE & 3):
                 self._counts[_FULL] += 1
                 return

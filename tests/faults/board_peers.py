@@ -6,6 +6,7 @@ They reach their broker by a port that stays the same, so that they find it agai
 from __future__ import annotations
 
 import queue
+import signal
 import sys
 import time
 from pathlib import Path
@@ -38,17 +39,22 @@ class BoardPeer:
         return False
 
     def step(self, timeout_s: float) -> bool:
-        """Take one line; False if none came in time."""
+        """Take what it has said; False if nothing came in time."""
+        has_come = False
         try:
-            line = self._board.lines.get(timeout=timeout_s).strip()
+            self._take(self._board.lines.get(timeout=timeout_s).strip())
+            has_come = True
+            while True:
+                self._take(self._board.lines.get_nowait().strip())
         except queue.Empty:
-            return False
+            return has_come
+
+    def _take(self, line: str) -> None:
         if line in ("ready", "done"):
             setattr(self, f"_is_{line}", True)
         else:
             assert line.isdigit(), f"the board's client said {line}\n" + "".join(self._board.rest())
             self.numbers.append(int(line))
-        return True
 
     def finish(self) -> None:
         """Until everything is acknowledged and the program has ended."""
@@ -80,8 +86,13 @@ class BoardPublisher(BoardPeer):
         return self.numbers
 
     def step(self, may_publish: bool = True, timeout_s: float = 1.0) -> bool:
-        """It publishes at its own pace."""
+        """It publishes at its own pace, and stands still where it may not."""
+        self._board.process.send_signal(signal.SIGCONT if may_publish else signal.SIGSTOP)
         return super().step(timeout_s)
+
+    def finish(self) -> None:
+        self._board.process.send_signal(signal.SIGCONT)
+        super().finish()
 
 
 class BoardSubscriber(BoardPeer):

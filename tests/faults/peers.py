@@ -18,6 +18,8 @@ from midge.protocol.encoder import encode
 
 VERSION = 4
 TOPICS = 4
+# s for what certainly happens: it takes milliseconds, or many seconds on a machine that does ten other things.
+DEADLINE_S = 60.0
 
 
 class Disconnected(Exception):
@@ -31,7 +33,7 @@ class Peer:
         self.client_id = client_id
         self.socket: socket.socket | None = None
 
-    def connect(self, port: int, timeout_s: float = 10, clean_start: bool = False) -> p.Connack:
+    def connect(self, port: int, timeout_s: float = DEADLINE_S, clean_start: bool = False) -> p.Connack:
         self.close()
         self._decoder = Decoder("client", VERSION)
         self._packets: list[Any] = []
@@ -129,7 +131,7 @@ class Publisher(Peer):
     def finish(self) -> None:
         """Until everything is acknowledged."""
         while self._under_way:
-            assert self.step(may_publish=False, timeout_s=10), f"unanswered: {list(self._under_way)}"
+            assert self.step(may_publish=False, timeout_s=DEADLINE_S), f"unanswered: {list(self._under_way)}"
 
 
 class Subscriber(Peer):
@@ -149,7 +151,7 @@ class Subscriber(Peer):
         if not connack.session_present:
             self._received.clear()
             self.send(p.Subscribe(1, [p.Subscription(self.topic_filter, self.qos)]))
-            suback = self.receive(10)
+            suback = self.receive(DEADLINE_S)
             assert isinstance(suback, p.Suback) and suback.reason_codes == [self.qos], suback
         return connack.session_present
 
@@ -158,7 +160,15 @@ class Subscriber(Peer):
         before = len(self.granted)
         self.send(p.Subscribe(1, [p.Subscription(topic_filter, self.qos)]))
         while len(self.granted) == before:
-            assert self.step(timeout_s=10), f"no SUBACK for {topic_filter}"
+            assert self.step(timeout_s=DEADLINE_S), f"no SUBACK for {topic_filter}"
+
+    def take_all(self, acknowledged: list[int]) -> None:
+        """Until all of these are there, and then what comes too often: no deadline of its own but that of a message
+        which doesn't come at all."""
+        while set(acknowledged) - set(self.numbers) and self.step(timeout_s=DEADLINE_S):
+            pass
+        while self.step(timeout_s=0.5):
+            pass
 
     def step(self, timeout_s: float) -> bool:
         """Take one packet; False if none came in time."""
