@@ -3,8 +3,9 @@ Knows marks and counts, not who is linked to whom.
 
 A message that leaves over a bridge gets a mark, a user property of MQTT 5.0: an identifier that no other message
 has, and the brokers that it has been to. A broker that has had the message, or is among those, takes it no more.
-3.1.1 has no place for a mark. There a loop shows by the same message coming round again and again; whoever sends
-us back what we sent (other people's brokers without `no local`) is the bridge's to recognise.
+3.1.1 has no place for a mark. There a loop shows by the same message coming round again and again: so fast that
+nothing else does, or, after more patience, by a message of our own that is sent after it and comes round, too.
+Whoever sends us back what we sent (other people's brokers without `no local`) is the bridge's to recognise.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from midge.core.message import Message
+from midge.core.outgoing import send_qos0
+
 if TYPE_CHECKING:
-    from midge.core.message import Message
     from midge.core.session import Session
 
 # The user property; its value is "IDENTIFIER BROKER BROKER ...".
@@ -37,7 +40,17 @@ _BROKERS_MAX = 32
 _ROUNDS_MAX = 20
 _ROUNDS_MAX_ONE_WAY = 200
 _ROUNDS_S = 4.0
+# Topics with payloads that are remembered, some 250 bytes each; those that came last.
 _ROUNDS_KEPT = 10_000
+# A slow loop looks like a sensor that repeats itself, and what a sensor says is not to be lost. So after so many
+# arrivals, none later than so many seconds (s) after the one before, and again after twice as many, a probe follows
+# what leaves: an empty message on a topic below its topic, once at QoS 0. If that comes back, it is a loop. Where it is
+# known that a bridge is part of one, other messages are suspected sooner.
+_SLOW_ROUNDS = 25
+_SLOW_ROUNDS_KNOWN = 3
+_SLOW_S = 600.0
+_PROBE = "/midge-loop-"
+_PROBES_MAX = 100
 # Then what comes is dropped, which ends a loop: of each copy that goes round there is one. If so many more have come
 # in more than so many seconds, somebody really repeats it, and it passes until it has been quiet for _EXEMPT_S.
 _COPIES_MAX = 40
@@ -50,7 +63,7 @@ _TELL_AGAIN_S = 60.0
 class _Rounds:
     """Of one topic and payload. Times in s since the epoch."""
 
-    __slots__ = ("count", "dropped", "is_exempt", "last", "since")
+    __slots__ = ("count", "dropped", "is_exempt", "is_proven", "last", "probe_at", "seen", "since")
 
     def __init__(self, since: float) -> None:
         self.count = 0  # arrivals since `since`
@@ -58,6 +71,9 @@ class _Rounds:
         self.dropped = 0  # since it was suspected; 0: it isn't
         self.is_exempt = False  # it was suspected, and is no loop
         self.last = since  # arrival
+        self.seen = 0  # arrivals without a pause of _SLOW_S
+        self.probe_at = _SLOW_ROUNDS  # arrivals at which the next probe leaves
+        self.is_proven = False  # a probe has come round
 
 
 class Passage:
@@ -70,6 +86,8 @@ class Passage:
         self._last = 0  # number of the last mark given
         self._marks: dict[tuple[str, str], None] = {}  # (identifier, topic), oldest first
         self._rounds: dict[int, _Rounds] = {}
+        self._probes: dict[str, int] = {}  # end of a probe's topic: the message (key of `_rounds`) that it followed
+        self._proven: dict[str, float] = {}  # by client identifier: when a probe came round by it, s since the epoch
         self._told: dict[str, float] = {}  # by client identifier: when its loop was named, s since the epoch
 
     def mark(self, message: Message, bridges: list[Session]) -> None:
@@ -96,6 +114,8 @@ class Passage:
     ) -> bool:
         """Whether *message*, that came over a bridge, is new here; *bridges* are those that it would leave by,
         *kept* is what is retained under its topic name."""
+        if _PROBE in message.topic and self._is_probe(message, publisher, now):
+            return False
         value = _find(message)
         if value is None:
             if self._goes_round(message, publisher, bridges, now):
@@ -123,12 +143,20 @@ class Passage:
         if all(session is publisher for session in bridges):
             return False  # it goes no further
         key = hash((message.topic, message.payload))
-        rounds = self._rounds.get(key)
-        if rounds is None or now - rounds.last > (_EXEMPT_S if rounds.is_exempt else _ROUNDS_S):
-            if len(self._rounds) >= _ROUNDS_KEPT:
-                self._rounds.clear()
-            self._rounds[key] = rounds = _Rounds(now)
+        rounds = self._rounds.pop(key, None)
+        if rounds is None or now - rounds.last > _SLOW_S:
+            rounds = _Rounds(now)
+            if now - self._proven.get(publisher.client_id, -_SLOW_S) < _SLOW_S:
+                rounds.probe_at = _SLOW_ROUNDS_KNOWN
+        elif now - rounds.last > (_EXEMPT_S if rounds.is_exempt else _ROUNDS_S) and not rounds.is_proven:
+            rounds.count = rounds.dropped = 0
+            rounds.is_exempt = False
+            rounds.since = now
+        self._rounds[key] = rounds  # the last one
+        if len(self._rounds) > _ROUNDS_KEPT:
+            del self._rounds[next(iter(self._rounds))]
         rounds.last = now
+        rounds.seen += 1
         if rounds.is_exempt:
             return False
         if not rounds.dropped:
@@ -136,6 +164,9 @@ class Passage:
                 rounds.count, rounds.since = 0, now
             rounds.count += 1
             if rounds.count <= (_ROUNDS_MAX if publisher in bridges else _ROUNDS_MAX_ONE_WAY):
+                if rounds.seen >= rounds.probe_at:
+                    rounds.probe_at = 2 * rounds.seen
+                    self._send_probe(key, message.topic, publisher, bridges, now)
                 return False
             rounds.since = now
             self._tell(message.topic, publisher.client_id, now)
@@ -143,6 +174,33 @@ class Passage:
         if rounds.dropped % _COPIES_MAX == 0:
             rounds.is_exempt = now - rounds.since > _COPIES_S
             rounds.since = now
+        return True
+
+    def _send_probe(self, key: int, topic: str, publisher: Session, bridges: list[Session], now: float) -> None:
+        """After the message that is suspected, to all whom it leaves for."""
+        self._last += 1
+        name = f"{_PROBE}{self.name}-{self._last:x}"
+        if len(self._probes) >= _PROBES_MAX:
+            del self._probes[next(iter(self._probes))]
+        self._probes[name] = key
+        probe = Message(topic + name, b"", 0)
+        for session in bridges:
+            if session is not publisher and session.connection is not None:
+                send_qos0(session.connection, probe, False, (), now)
+
+    def _is_probe(self, message: Message, publisher: Session, now: float) -> bool:
+        """Whether *message* is a probe of ours: then what it followed goes round in a loop."""
+        topic, _, rest = message.topic.rpartition(_PROBE)
+        key = self._probes.pop(_PROBE + rest, None)
+        if key is None:
+            return False
+        rounds = self._rounds.get(key)
+        if rounds is not None and not rounds.dropped:
+            rounds.is_proven = True
+            rounds.dropped = 1
+            rounds.since = now
+        self._proven[publisher.client_id] = now
+        self._tell(topic, publisher.client_id, now)
         return True
 
     def _tell(self, topic: str, client_id: str, now: float) -> None:

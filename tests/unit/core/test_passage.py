@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from midge.core.passage import BRIDGE, MARK
 from midge.protocol import packets as p
 
@@ -101,7 +103,7 @@ def sends(core: Core, entry: Client, exit_: Client, count: int, every_s: float) 
     left = 0
     for _ in range(count):
         entry.publish("t", b"on")
-        left += len(exit_.take(p.Publish))
+        left += sum(1 for packet in exit_.take(p.Publish) if packet.payload)  # not the probes
         core.now += every_s
     return left
 
@@ -129,6 +131,48 @@ def test_a_ring_of_links_of_one_direction_is_found_later() -> None:
     core = Core()
     entry, exit_ = core.client("b1", is_bridge=True), bridge(core, "b2", version=4)
     assert sends(core, entry, exit_, 1000, every_s=0.005) == 200
+
+
+@pytest.mark.parametrize("period_s", [0.5, 5, 60])
+def test_a_slow_loop_is_found_by_a_probe_that_comes_round_and_broken(period_s: float) -> None:
+    core = Core()
+    told: list[tuple[str, str]] = []
+    core.broker.passage.on_loop = lambda topic, client_id: told.append((topic, client_id))
+    subscriber = core.client("s")
+    subscriber.subscribe("#", 0)
+    entry, exit_ = bridge(core, "b1", version=4), bridge(core, "b2", version=4)
+
+    def rounds(topic: str, payload: bytes) -> int:
+        """The brokers beyond send everything on to where it came from, with a prefix."""
+        entry.publish(topic, payload)
+        count = 0
+        while left := exit_.take(p.Publish):
+            count += 1
+            assert count < 100
+            core.now += period_s
+            for packet in left:
+                entry.publish(packet.topic, packet.payload)
+        return count
+
+    # One turn more brings the probe, whose message has left once more by then.
+    assert 25 <= rounds("t", b"x") <= 27
+    assert told == [("t", "b1")]
+    assert 3 <= rounds("t", b"y") <= 5, "where there is a loop others are found sooner"
+    core.now += 1000
+    assert 25 <= rounds("t", b"x") <= 27
+    assert not [packet.topic for packet in subscriber.take(p.Publish) if packet.topic != "t"], "no probe is delivered"
+
+
+def test_a_sensor_that_repeats_itself_slowly_loses_nothing() -> None:
+    core = Core()
+    entry, exit_ = bridge(core, "b1", version=4), bridge(core, "b2", version=4)
+    payloads = []
+    for _ in range(1000):
+        entry.publish("t", b"on")
+        payloads += [packet.payload for packet in exit_.take(p.Publish)]
+        core.now += 1
+    # The probes: after 25, 50, 100, 200, 400 and 800.
+    assert payloads.count(b"on") == 1000 and payloads.count(b"") == 6
 
 
 def test_what_comes_over_a_bridge_and_goes_no_further_may_repeat() -> None:
