@@ -182,7 +182,6 @@ if _MICROPYTHON:
         if events:
             poller.sources[id(sock)] = source
             poller.register(sock, events)
-            poller.poll.ipoll(0)  # what is being gone through may have moved: it begins anew
         else:
             poller.sources.pop(id(sock), None)
             poller.unregister(sock)
@@ -225,24 +224,20 @@ else:
 
 
 # str() checks the form; what MicroPython's lets pass is checked here: overlong forms, surrogates
-# [MQTT-1.5.3-1] and U+0000 [MQTT-1.5.3-2].
+# [MQTT-1.5.3-1] and U+0000 [MQTT-1.5.3-2]. After E0 comes A0 or more, after ED less; after F0 90 or more, F4 less.
 def _text(data):
     try:
         text = str(data, "utf-8")
+        before = 0
+        for byte in data:
+            if byte in b"\x00\xc0\xc1\xf5\xf6\xf7" or (
+                before in b"\xe0\xed\xf0\xf4" and (byte < (0xA0 if before < 0xF0 else 0x90)) == (before in b"\xe0\xf0")
+            ):
+                raise UnicodeError
+            before = byte
+        return text
     except UnicodeError:
         raise _Malformed("text")
-    before = 0
-    for byte in data:
-        if (
-            not byte
-            or byte in b"\xc0\xc1"
-            or byte > 0xF4
-            # After E0 comes A0 or more, after ED less; after F0 90 or more, after F4 less.
-            or (before in b"\xe0\xed\xf0\xf4" and (byte < (0xA0 if before < 0xF0 else 0x90)) == (before in b"\xe0\xf0"))
-        ):
-            raise _Malformed("text")
-        before = byte
-    return text
 
 
 # Fields of one packet, in order; where allocating is no matter (CONNECT, SUBSCRIBE, UNSUBSCRIBE).
@@ -615,7 +610,12 @@ class Broker:
         self._call(self._accept)
 
     def _accept(self):
-        sock = self._listener.accept()[0]
+        try:
+            sock = self._listener.accept()[0]
+        except OSError as error:
+            if error.errno == 11:  # EAGAIN: gone again; or it is the poll's second look, which a new socket can cause
+                return
+            raise
         sock.setblocking(False)
         if self.attach(sock):
             sock.setsockopt(6, 1, 1)  # TCP_NODELAY: we write once per burst, waiting gains nothing
@@ -782,7 +782,7 @@ class Broker:
         end = start + count
         start = self._parse(connection, end)
         if len(connection.control) > self.max_packet:
-            raise _Malformed("does not read")
+            raise _Malformed("not reading")
         self._flush()
         if start < end:
             connection.rest = bytes(self._view[start:end])
@@ -843,7 +843,7 @@ class Broker:
         elif header == _SUBSCRIBE or header == _UNSUBSCRIBE:
             self._subscribe_all(connection, header == _SUBSCRIBE, _Fields(self._view[at:after]))
         else:
-            raise _Malformed("unexpected packet", 0x82 if header in (_CONNECT, 0xF0) else 0x81)
+            raise _Malformed("unexpected", 0x82 if header in (_CONNECT, 0xF0) else 0x81)
 
     # ---- routes ----
 
@@ -949,7 +949,7 @@ class Broker:
             return
         packet_id = buffer[slot] << 8 | buffer[slot + 1] if slot + 2 <= after else 0
         if not packet_id:
-            raise _Malformed("packet identifier", 0x82)  # [MQTT-2.3.1-1]
+            raise _Malformed("packet id", 0x82)  # [MQTT-2.3.1-1]
         session = connection.session
         received = session.received
         if allowed and (qos == 1 or packet_id not in received):
@@ -1111,7 +1111,7 @@ class Broker:
 
     def _acknowledged(self, connection, header, packet_id, reason):
         if not packet_id:
-            raise _Malformed("packet identifier", 0x82)
+            raise _Malformed("packet id", 0x82)
         session = connection.session
         if header == _PUBREL:
             known = packet_id in session.received
