@@ -22,8 +22,22 @@ ANSWERS = {
     "no address": [DNSPointer(SERVICE, 12, 1, 120, INSTANCE)],
     "nothing": [],
 }
+# The memory of an ESP32's RTC, in a file: it survives the process as the memory survives deep sleep.
+RTC = """
+class RTC:
+    def memory(self, data=None):
+        with open({memory!r}, 'r+b') as file:
+            if data is None:
+                return file.read()
+            assert len(data) <= 2048
+            file.write(data)
+class machine:
+    RTC = RTC
+sys.modules['machine'] = machine
+"""
 PROGRAM = """
 import sys
+{before}
 sys.path.insert(0, 'device')
 import midge_find
 server = ('127.0.0.1', {port})
@@ -80,8 +94,8 @@ def find(request: pytest.FixtureRequest, responder: Responder):
     """Runs `find(ARGUMENTS)` there and returns what it printed."""
     interpreter = brokers.micropython() if request.param == "micropython" else sys.executable
 
-    def run(arguments: str = "") -> str:
-        program = PROGRAM.format(port=responder.port, arguments=arguments)
+    def run(arguments: str = "", before: str = "") -> str:
+        program = PROGRAM.format(port=responder.port, arguments=arguments, before=before)
         done = subprocess.run([interpreter, "-c", program], cwd=brokers.ROOT, capture_output=True, text=True,
                               timeout=30, check=False)
         return done.stdout.strip() + done.stderr.strip()
@@ -121,3 +135,21 @@ def test_the_address_is_remembered_for_the_next_wake(find, responder: Responder,
     cache.write_bytes(cache.read_bytes()[:-3])
     assert find(arguments) == "('192.168.7.8', 2883)"
     assert len(responder.questions) == 3, "a file that is cut short is not believed"
+
+
+@pytest.mark.parametrize("stored", [b"", b"\xff" * 2048, b"a program's own " * 128])
+def test_the_address_is_remembered_in_the_rtc_s_memory_beside_what_else_is_there(
+    find, responder: Responder, tmp_path: Path, stored: bytes
+) -> None:
+    memory = tmp_path / "rtc"
+    memory.write_bytes(stored)
+    arguments, rtc = "cache=midge_find.RTCCache(), ", RTC.format(memory=str(memory))
+    assert [find(arguments, rtc), find(arguments, rtc)] == ["('192.168.7.8', 2883)"] * 2
+    assert len(responder.questions) == 1, "the second wake asks nobody"
+    kept = memory.read_bytes()
+    assert kept[:2000] == stored[:2000].ljust(2000, b"\0") and len(kept) == 2048
+    damaged = bytearray(kept)
+    damaged[2005] ^= 1
+    memory.write_bytes(damaged)
+    assert find(arguments, rtc) == "('192.168.7.8', 2883)"
+    assert len(responder.questions) == 2, "what has decayed is not believed"

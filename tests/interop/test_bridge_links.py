@@ -181,3 +181,23 @@ def test_a_message_that_a_board_can_t_take_doesn_t_hold_up_the_others(
         here.wait_for_output("the remote broker closes whenever it is sent 'down/large', 100000 bytes", 5)
     up.disconnect()
     down.disconnect()
+
+
+def test_a_full_broker_that_says_so_is_waited_for_and_nothing_is_lost(tmp_path: Path, until_the_end) -> None:
+    limits = '[limits]\nmax_queued_messages = 5\nqueue_full = "reject"\n'
+    there = until_the_end.enter_context(start_bridging(tmp_path / "there", limits=limits))
+    reader = Paho(there.port, "reader", clean=False)
+    assert reader.subscribe("out/#", qos=1) == [1]
+    reader.disconnect()
+    topics = '[{ filter = "out/#", direction = "out", qos = 1 }]'
+    here = until_the_end.enter_context(start_bridging(tmp_path / "here", section("b", there.port, topics)))
+    connected(here)
+    publisher = Paho(here.port)
+    for number in range(12):
+        publisher.publish("out/n", f"{number}", 1)  # acknowledged here at once: the bridge's queue has it
+    publisher.disconnect()
+    here.wait_for_output("the remote broker is full: quota exceeded", 20)
+    reader = Paho(there.port, "reader", clean=False)
+    got = [int(reader.messages.get(timeout=40).payload) for _ in range(12)]
+    reader.disconnect()
+    assert got == list(range(12))

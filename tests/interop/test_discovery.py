@@ -11,6 +11,8 @@ import trustme
 import brokers
 from brokers import host_python, start_host
 from midge import mdns
+from midge.bridge.dial import Dialler
+from midge.config import Bridge
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -73,6 +75,41 @@ def test_a_name_that_ends_in_local_is_resolved(announced) -> None:
     assert host.endswith(".local")
     assert asyncio.run(mdns.resolve(host, 5, ["127.0.0.1"])) == ["127.0.0.1"]
     assert asyncio.run(mdns.resolve("nobody-has-this-name.local", 0.5, ["127.0.0.1"])) == []
+
+
+def test_a_bridge_reaches_a_broker_by_its_local_name(announced, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker, name = announced
+    (host, *_) = [each["host"] for each in ours(find(), name)]
+    resolve = mdns.resolve
+    asked = []
+
+    async def resolve_here(host: str) -> list[str]:
+        asked.append(host)
+        return await resolve(host, 5, ["127.0.0.1"])
+
+    monkeypatch.setattr(mdns, "resolve", resolve_here)
+
+    class Hello(asyncio.Protocol):
+        def __init__(self) -> None:
+            self.answer = asyncio.get_running_loop().create_future()
+
+        def connection_made(self, transport) -> None:
+            transport.write(b"\x10\x0d\0\x04MQTT\x04\x02\0\0\0\x01x")
+
+        def data_received(self, data: bytes) -> None:
+            self.answer.set_result(data)
+
+    async def dial(host: str) -> bytes:
+        topics = [{"filter": "#"}]
+        section = Bridge.model_validate({"name": "b", "address": f"mqtt://{host}:{broker.port}", "topics": topics})
+        hello = Hello()
+        await Dialler(section, Path).connect(section.address, hello)
+        return await asyncio.wait_for(hello.answer, 20)
+
+    assert asyncio.run(dial(host)) == b"\x20\x02\0\0" and asked in ([host], [])  # a system may know the name itself
+    with pytest.raises(OSError, match="nor does it answer by mDNS"):
+        asyncio.run(dial("nobody-has-this-name.local"))
+    assert "nobody-has-this-name.local" in asked
 
 
 def test_the_board_s_helper_finds_it(announced) -> None:
