@@ -1,6 +1,7 @@
 """Durable queues ($queue/NAME) with clients that know nothing of them: Mosquitto's tools and Paho."""
 
 import re
+import signal
 import subprocess
 import urllib.request
 from pathlib import Path
@@ -105,6 +106,27 @@ def test_the_queue_is_seen_under_sys_and_in_the_metrics(tmp_path: Path) -> None:
             told[re.sub(".*/jobs/", "", message.topic)] = message.payload.decode()
         for client in (producer, watcher):
             client.disconnect()
+
+
+def test_a_reload_takes_over_queues_and_leaves_what_is_in_them(tmp_path: Path) -> None:
+    config = tmp_path / "midge.toml"
+    config.write_text('[[queue]]\nname = "jobs"\nfilter = "jobs/#"\nmax_messages = 2\n')
+    with start_host("--config", config) as broker:
+        client = Paho(broker.port, version=mqtt.MQTTv5)
+        reasons: list[int] = []
+        client.client.on_publish = lambda _client, _data, _id, reason, _properties: reasons.append(reason.value)
+        for _ in range(3):
+            client.publish("jobs/1", b"1", 1)
+        config.write_text('[[queue]]\nname = "jobs"\nfilter = "work/#"\nprefetch = 3\n')
+        broker.process.send_signal(signal.SIGHUP)
+        broker.wait_for_output("configuration reloaded")
+        client.publish("jobs/1", b"2", 1)
+        client.publish("work/1", b"3", 1)
+        assert reasons == [0, 0, 0x97, 0x10, 0]
+        client.client.manual_ack_set(True)
+        client.subscribe("$queue/jobs", qos=1)
+        assert [client.receive().payload for _ in range(3)] == [b"1", b"1", b"3"]
+        client.disconnect()
 
 
 def test_rules_hold_for_queues_as_for_other_topics(tmp_path: Path) -> None:

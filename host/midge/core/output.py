@@ -42,6 +42,11 @@ class Output:
                 self.out = []
         if not held and not self.out:
             self.unacknowledged = 0
+        elif self.unacknowledged:
+            # A publisher that is never idle always has some that wait for the next commit.
+            for piece in data:
+                if piece[0] == 0x40 and self.unacknowledged:
+                    self.unacknowledged -= 1
         self.output_bytes = 0
         return data
 

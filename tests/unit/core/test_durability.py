@@ -76,6 +76,25 @@ def test_a_connection_that_always_rests_on_the_next_commit_still_gets_what_is_co
         assert packet_id in [packet.packet_id for packet in publisher.take()]
 
 
+def test_a_publisher_that_is_never_idle_is_not_beyond_its_receive_maximum() -> None:
+    """What has its PUBACK is no longer under way, though the next one waits for the next commit already."""
+    core = Core(is_durable=True, receive_maximum=3)
+    persistent(core).lose()
+    publisher = core.client("pub", version=5)
+    publisher.take()
+    publisher.publish("a", b"x", 1, packet_id=1, commit=False)
+    for packet_id in range(2, 12):
+        batch = core.broker.take_batch()
+        assert batch is not None
+        publisher.publish("a", b"x", 1, packet_id=packet_id, commit=False)
+        core.broker.committed(batch.number)
+        publisher.flush()
+        assert [packet.packet_id for packet in publisher.take()] == [packet_id - 1]
+    for packet_id in range(12, 15):  # three more than the one that waits
+        publisher.publish("a", b"x", 1, packet_id=packet_id, commit=False)
+    assert publisher.connection.is_closing
+
+
 def test_what_is_written_while_a_turn_goes_on_is_not_what_the_turn_rests_on() -> None:
     """A batch is committed, and a peer reads on, between two packets of one turn."""
     core = Core(is_durable=True)
