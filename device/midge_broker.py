@@ -430,9 +430,6 @@ class Broker:
     ):
         gc.collect()
         budget = budget_bytes or (gc.mem_free() if _MICROPYTHON else 4_000_000)
-        if _MICROPYTHON:
-            # Collected only when it is full, the heap has what lasts scattered all over, and no place for a long list.
-            gc.threshold(budget // 4)
         self._limits = {
             "budget_bytes": budget,
             "max_clients": max_clients,
@@ -567,6 +564,10 @@ class Broker:
         self._ms += _ticks_diff(now, self._tick_ms)
         self._tick_ms = now
         self._log_lines = 0
+        if self._queued_bytes:
+            # A heap that is collected only when it is full has what waits scattered all over, and no place for a long
+            # list of it.
+            gc.collect()
         while self._ms >= 1000:
             self._ms -= 1000
             self.uptime_s += 1
