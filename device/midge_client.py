@@ -5,6 +5,7 @@ It must not know what carries the bytes (`dial` makes the stream) nor what bring
 # midge_umqtt.py (umqtt.simple's face).
 
 import asyncio
+import os
 import socket
 
 try:
@@ -359,7 +360,10 @@ class _Message(_Signal):
 # payload and 16 more. Full, put() and publish() raise OutboxFull, or, with `drop`, the oldest of QoS 0, then of QoS 1
 # makes room.
 class MemoryOutbox:
-    size = dropped = _last_id = 0
+    size = dropped = 0
+    # Not 0 at each start: after a power cut that took the session's state from us and not from the server, messages
+    # would come under identifiers that it remembers from a hand-over at QoS 2, and be taken for repetitions.
+    _last_id = int.from_bytes(os.urandom(2), "big")
     sent = 0  # so many of the first messages were sent on this connection
     filters = b""  # as they stand in SUBSCRIBE
 

@@ -9,7 +9,9 @@ import sys
 
 sys.path.insert(0, __file__.rsplit("/", 4)[0] + "/device")
 
-from midge_client import Client, MQTTError, wake
+from midge_client import Client, MQTTError, MemoryOutbox, wake
+
+MemoryOutbox._last_id = 0  # identifiers begin at random, and the tests name them
 
 PORT = int(sys.argv[2])
 SETTINGS = {"keepalive": 30, "timeout": 5, "patience": 5, "backoff_ms": (10, 50)}

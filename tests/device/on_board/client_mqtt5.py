@@ -7,7 +7,9 @@ import sys
 sys.path.insert(0, __file__.rsplit("/", 4)[0] + "/device")
 
 import midge_mqtt5
-from midge_client import MQTTError
+from midge_client import MQTTError, MemoryOutbox
+
+MemoryOutbox._last_id = 0  # identifiers begin at random, and the tests name them
 
 PORT = int(sys.argv[2])
 

@@ -10,7 +10,9 @@ import sys
 sys.path.insert(0, __file__.rsplit("/", 4)[0] + "/device")
 
 import midge_client
-from midge_client import Client, MQTTError
+from midge_client import Client, MQTTError, MemoryOutbox
+
+MemoryOutbox._last_id = 0  # identifiers begin at random, and the tests name them
 
 PORT = int(sys.argv[2])
 MICROPYTHON = sys.implementation.name == "micropython"

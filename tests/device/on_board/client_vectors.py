@@ -10,7 +10,9 @@ import sys
 ROOT = __file__.rsplit("/", 4)[0]
 sys.path.insert(0, ROOT + "/device")
 
-from midge_client import Client, MQTTError  # noqa: E402
+from midge_client import Client, MQTTError, MemoryOutbox  # noqa: E402
+
+MemoryOutbox._last_id = 0  # identifiers begin at random, and the tests name them
 
 PORT = int(sys.argv[2])
 
