@@ -5,6 +5,7 @@ Knows nothing of what is published or printed. One thread: `step` waits for the 
 import importlib
 import os
 import select
+import signal
 import socket
 import ssl
 import sys
@@ -329,3 +330,19 @@ def _use_proxy(client: Client, url: str) -> None:
         proxy_username=unquote(parts.username) if parts.username else None,
         proxy_password=unquote(parts.password) if parts.password else None,
     )
+
+
+def run_until_signal(connection: Connection, run: Callable[[], int]) -> int:
+    """The exit code of *run*, or of its Failure, which is told; 0 if a signal ended it once it was connected.
+    KeyboardInterrupt: a signal, before that."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return run()
+    except Failure as failure:
+        connection.complain(str(failure))
+        return failure.exit_code
+    except KeyboardInterrupt:
+        if not connection.was_connected:
+            raise
+        connection.finish()
+        return 0

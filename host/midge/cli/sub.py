@@ -3,10 +3,8 @@ Knows nothing of the broker: it is a client on paho-mqtt.
 """
 
 import random
-import signal
 import sys
 import time
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from midge.cli.options import (
@@ -90,27 +88,13 @@ def run(argv: list[str]) -> int:
             options.topics = [f"$replay/{options.since}/{topic}" for topic in options.topics]
         _check(options)
         # paho is imported only now: a wrong command line is told at once.
-        from midge.cli.connection import Connection, Failure
+        from midge.cli.connection import Connection, run_until_signal
 
         subscriber = Subscriber(Connection(options))
     except UsageError as error:
         print(f"Error: {error}\n\nUse 'midge sub --help' to see usage.", file=sys.stderr)
         return 1
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        return subscriber.run()
-    except Failure as failure:
-        subscriber.connection.complain(str(failure))
-        return failure.exit_code
-    except KeyboardInterrupt:
-        if not subscriber.connection.was_connected:
-            raise
-        subscriber.connection.finish()
-        return 0
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    return run_until_signal(subscriber.connection, subscriber.run)
 
 
 def _print_about(options: Options) -> int:

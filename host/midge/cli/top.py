@@ -5,10 +5,8 @@ Knows options and the connection; `top_state` understands what comes, `top_view`
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import time
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from midge.cli.options import Options, Table, UsageError, fraction_of, help_text, parse, switch, value
@@ -55,27 +53,13 @@ def run(argv: list[str]) -> int:
         if options.help or options.version:
             return _print_about(options)
         check(options)
-        from midge.cli.connection import Connection, Failure
+        from midge.cli.connection import Connection, run_until_signal
 
         watcher = Watcher(Connection(options))
     except UsageError as error:
         print(f"Error: {error}\n\nUse 'midge top --help' to see usage.", file=sys.stderr)
         return 1
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        return watcher.run()
-    except Failure as failure:
-        watcher.connection.complain(str(failure))
-        return failure.exit_code
-    except KeyboardInterrupt:
-        if not watcher.connection.was_connected:
-            raise
-        watcher.connection.finish()
-        return 0
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    return run_until_signal(watcher.connection, watcher.run)
 
 
 def _print_about(options: Options) -> int:

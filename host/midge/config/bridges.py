@@ -9,9 +9,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import field_validator, model_validator
 
-from midge.config.section import Section, key
+from midge.config.section import Section, checked, key
 from midge.core.limits import QueueFull
-from midge.protocol.errors import ProtocolError
 from midge.protocol.topics import check_topic_filter, check_topic_name
 
 # The schemes of addresses and their ports.
@@ -46,21 +45,12 @@ class BridgeTopic(Section):
     @field_validator("filter")
     @classmethod
     def _is_a_filter(cls, value: str) -> str:
-        try:
-            check_topic_filter(value)
-        except ProtocolError as error:
-            raise ValueError(error.message) from None
-        return value
+        return checked(check_topic_filter, value)
 
     @field_validator("local_prefix", "remote_prefix")
     @classmethod
     def _has_no_wildcard(cls, value: str) -> str:
-        try:
-            if value:
-                check_topic_name(value)
-        except ProtocolError as error:
-            raise ValueError(error.message) from None
-        return value
+        return checked(check_topic_name, value) if value else value
 
 
 class Address(NamedTuple):

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 from pydantic import field_validator
 
-from midge.config.section import Section, key
+from midge.config.section import Section, checked, key
 from midge.core.history import HistoryRule
 from midge.core.replay_from import AGES, parse_age
-from midge.protocol.errors import ProtocolError
 from midge.protocol.topics import check_topic_filter
 
 
@@ -27,10 +26,7 @@ class History(Section):
     @field_validator("filter")
     @classmethod
     def _is_a_filter(cls, value: str) -> str:
-        try:
-            check_topic_filter(value)
-        except ProtocolError as error:
-            raise ValueError(error.message) from None
+        checked(check_topic_filter, value)
         if value[0] == "$":
             raise ValueError(f"{value!r} begins with $: such topics are a broker's own")
         return value

@@ -4,14 +4,12 @@ Knows what a durable queue is told, not how it does it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 from pydantic import field_validator
 
-from midge.config.section import Section, key
+from midge.config.section import Section, checked, key
 from midge.core.durable_queue import PREFIX, QueueSettings
-from midge.protocol.errors import ProtocolError
 from midge.protocol.topics import check_topic_filter, check_topic_name
 
 _DEFAULTS = QueueSettings("")
@@ -59,7 +57,7 @@ class Queue(Section):
     @field_validator("name")
     @classmethod
     def _is_a_name(cls, value: str) -> str:
-        _check(check_topic_name, value)
+        checked(check_topic_name, value)
         return value
 
     @field_validator("filters")
@@ -80,7 +78,7 @@ class Queue(Section):
     @classmethod
     def _is_a_topic(cls, value: str | None) -> str | None:
         if value:
-            _check(check_topic_name, value)
+            checked(check_topic_name, value)
         return value
 
     def settings(self) -> QueueSettings:
@@ -91,13 +89,6 @@ class Queue(Section):
 
 
 def _check_filter(value: str) -> None:
-    _check(check_topic_filter, value)
+    checked(check_topic_filter, value)
     if value.startswith(("$share/", PREFIX)):
         raise ValueError("ordinary topics feed a queue, not another queue or a shared subscription")
-
-
-def _check(check: Callable[[str], None], value: str) -> None:
-    try:
-        check(value)
-    except ProtocolError as error:
-        raise ValueError(error.message) from None

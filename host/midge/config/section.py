@@ -5,10 +5,13 @@ Knows no key.
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
+
+from midge.protocol.errors import ProtocolError
 
 
 class Section(BaseModel):
@@ -44,6 +47,15 @@ def key(
         min_length=min_length,
         pattern=pattern,
     )
+
+
+def checked(check: Callable[[str], None], value: str) -> str:
+    """*value*, if it passes a check of midge.protocol.topics. ValueError, which pydantic wants, if it doesn't."""
+    try:
+        check(value)
+    except ProtocolError as error:
+        raise ValueError(error.message) from None
+    return value
 
 
 def unit_of(field: FieldInfo) -> str:
