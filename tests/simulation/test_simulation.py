@@ -51,16 +51,7 @@ def test_every_history_of_a_queue_keeps_the_invariants() -> None:
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_a_deliberate_bug_is_found(mutant: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch) -> None:
     mutant(monkeypatch.setattr)
-    first = FOUND_NEAR.get(mutant.__name__, 0)
-    for seed in (*range(first, first + 50), *range(MUTANT_HISTORIES)):
-        try:
-            History(seed).run()
-        except Exception as error:  # noqa: BLE001  # a mutant may as well stumble over itself
-            print(f"found by seed {seed}: {type(error).__name__}: {error}")
-            monkeypatch.undo()
-            History(seed).run()
-            return
-    raise AssertionError(f"{MUTANT_HISTORIES} histories did not find it")
+    _find(History, FOUND_NEAR.get(mutant.__name__, 0), 50, monkeypatch)
 
 
 @pytest.mark.parametrize("mutant", QUEUE_MUTANTS, ids=lambda mutant: mutant.__name__)
@@ -68,14 +59,18 @@ def test_a_deliberate_bug_of_queues_is_found(
     mutant: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mutant(monkeypatch.setattr)
-    first = QUEUE_FOUND_NEAR.get(mutant.__name__, 0)
-    for seed in (*range(first, first + 20), *range(MUTANT_HISTORIES)):
+    _find(QueueHistory, QUEUE_FOUND_NEAR.get(mutant.__name__, 0), 20, monkeypatch)
+
+
+def _find(history: type[History | QueueHistory], first: int, near: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some history breaks, of the *near* behind seed *first* or else from 0 on, and not without the bug."""
+    for seed in (*range(first, first + near), *range(MUTANT_HISTORIES)):
         try:
-            QueueHistory(seed).run()
+            history(seed).run()
         except Exception as error:  # noqa: BLE001  # a mutant may as well stumble over itself
             print(f"found by seed {seed}: {type(error).__name__}: {error}")
             monkeypatch.undo()
-            QueueHistory(seed).run()
+            history(seed).run()
             return
     raise AssertionError(f"{MUTANT_HISTORIES} histories did not find it")
 
