@@ -19,7 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +32,8 @@ WINDOW = {0: 500, 1: 20}  # messages on their way per publisher; QoS 1: unacknow
 HEAP_CLIENTS = (4, 8, 16)
 PARTS = ("rates", "allocated", "latency", "wear", "absent", "heap")
 IDLE_S = 5  # nothing came for so long: it's lost
+# The same where boards are tried that are too small: most of them fail by not answering, and each such wait counts.
+HEAP_IDLE_S = 1.2
 
 # What a board's main.py does, and what the measurements ask for.
 PROGRAM = """\
@@ -254,8 +258,9 @@ def publish(topic: str, qos: int, packet_id: int = 0) -> bytes:
 class Client:
     """A connection that sends and takes messages of one size; counts what comes."""
 
-    def __init__(self, port: int, name: str, clean: bool = True):
-        self.socket = socket.create_connection(("127.0.0.1", port), IDLE_S)
+    def __init__(self, port: int, name: str, clean: bool = True, idle_s: float = IDLE_S):
+        self.idle_s = idle_s
+        self.socket = socket.create_connection(("127.0.0.1", port), idle_s)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connect = text("MQTT") + bytes((4, clean << 1, 0, 0)) + text(name)
         self.socket.sendall(bytes((0x10, len(connect))) + connect)
@@ -345,7 +350,7 @@ def pump(clients: list[Client], goes_on: object) -> None:
         poll.register(number, select.EPOLLIN)
     with poll:
         while goes_on():  # type: ignore[operator]
-            ready = poll.poll(IDLE_S)
+            ready = poll.poll(clients[0].idle_s)
             if not ready:
                 raise RuntimeError("messages were lost")
             for number, _ in ready:
@@ -381,8 +386,8 @@ def one_to_many(broker: Broker, receivers: int, qos: int, messages: int) -> tupl
 
 def pairs(broker: Broker, clients: int, messages: int, window: int, clean: bool) -> None:
     """Half of the clients publish to the other half at QoS 1; RuntimeError if a message is lost."""
-    publishers = [Client(broker.port, f"publisher{n}", clean) for n in range(clients // 2)]
-    subscribers = [Client(broker.port, f"subscriber{n}", clean) for n in range(clients // 2)]
+    publishers = [Client(broker.port, f"publisher{n}", clean, HEAP_IDLE_S) for n in range(clients // 2)]
+    subscribers = [Client(broker.port, f"subscriber{n}", clean, HEAP_IDLE_S) for n in range(clients // 2)]
     for number, subscriber in enumerate(subscribers):
         subscriber.subscribe(f"room/{number}", 1)
     each = messages // len(publishers)
@@ -402,9 +407,9 @@ def pairs(broker: Broker, clients: int, messages: int, window: int, clean: bool)
 # -- measurements --
 
 
-def serves(program: Path, modules: Path, heap_kb: int, clients: int, messages: int, window: int) -> bool:
+def serves(program: Path, modules: Path, clients: int, window: int, heap_kb: int, messages: int) -> bool:
     has_store = (modules / "midge_broker_store.mpy").exists()  # then the sessions are persistent, too
-    journal = modules / "journal"
+    journal = modules / f"journal-{clients}"
     journal.unlink(missing_ok=True)
     try:
         with start_board(program, modules, f"{heap_kb}k", clients, "run", *[journal] * has_store) as broker:
@@ -414,27 +419,45 @@ def serves(program: Path, modules: Path, heap_kb: int, clients: int, messages: i
         return False
 
 
-def smallest_heap_kb(program: Path, modules: Path, clients: int, messages: int, window: int) -> int:
-    low, high = 8, 320  # doesn't serve, serves
+def smallest_heap_kb(guess_kb: int, serves_at: Callable[[int, int], bool], messages: int) -> int:
+    """Found by steps from *guess_kb* and bisection with a tenth of the messages, then confirmed with all of them.
+    *serves_at(kB, messages)* tries."""
+    few = messages // 10
+    step, low, high = 8, guess_kb, guess_kb  # doesn't serve, serves
+    if serves_at(guess_kb, few):
+        while (low := high - step) > 0 and serves_at(low, few):
+            high, step = low, 2 * step
+    else:
+        while not serves_at(high := low + step, few):
+            low, step = high, 2 * step
     while high - low > 1:
         middle = (low + high) // 2
-        if serves(program, modules, middle, clients, messages // 20, window):
+        if serves_at(middle, few):
             high = middle
         else:
             low = middle
-    while not serves(program, modules, high, clients, messages, window):
+    while not serves_at(high, messages):
         high += 1
     return high
 
 
 def heaps(program: Path, folder: Path, messages: int) -> Iterator[tuple[str, ...]]:
+    known = [48] * len(HEAP_CLIENTS)  # kB, of the last row: the next one's are near it
     for label, files in (("3.1.1", FILES[:1]), ("3.1.1, 5.0", FILES[:2]), ("3.1.1, 5.0, store", FILES)):
         modules = folder / label.replace(", ", "-")
         compile_to(modules, files)
         for window in (1, 10):
-            kb = [smallest_heap_kb(program, modules, clients, messages, window) for clients in HEAP_CLIENTS]
-            further = (kb[-1] - kb[0]) / (HEAP_CLIENTS[-1] - HEAP_CLIENTS[0])
-            yield (f"{label}, window {window}", *(f"{each} kB" for each in kb), f"{further:.1f} kB")
+
+            def smallest(clients: int, guess_kb: int, modules: Path = modules, window: int = window) -> int:
+                trial = partial(serves, program, modules, clients, window)
+                return smallest_heap_kb(guess_kb, trial, messages)
+
+            # Beside each other, since a board that is too small is mostly one that doesn't answer, and waited for.
+            with ThreadPoolExecutor(len(HEAP_CLIENTS)) as pool:
+                known = list(pool.map(smallest, HEAP_CLIENTS, known))
+            print(f"{label}, window {window}: {', '.join(map(str, known))} kB", file=sys.stderr)
+            further = (known[-1] - known[0]) / (HEAP_CLIENTS[-1] - HEAP_CLIENTS[0])
+            yield (f"{label}, window {window}", *(f"{each} kB" for each in known), f"{further:.1f} kB")
 
 
 def latencies(program: Path, modules: Path, folder: Path, rounds: int) -> Iterator[tuple[str, ...]]:
@@ -557,9 +580,10 @@ def main() -> None:
                 cost = float(broker.process.stdout.readline())
             print(f"a session with one subscription, its client away: {cost:.0f} bytes (64-bit port)\n")
         if "heap" in wanted:
-            print(f"smallest heap (64-bit port; half on a board), QoS 1, {options.messages:,} messages, from .mpy")
+            messages = options.messages // 20
+            print(f"smallest heap (64-bit port; half on a board), QoS 1, {messages:,} messages, from .mpy", flush=True)
             print_table(("", *(f"{clients} clients" for clients in HEAP_CLIENTS), "each further client"),
-                        heaps(program, folder, options.messages))
+                        heaps(program, folder, messages))
 
 
 if __name__ == "__main__":
