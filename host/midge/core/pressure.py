@@ -172,6 +172,8 @@ class Pressure:
                 self._go_on_with(connection, waiting, now)
             except ProtocolError as error:  # a topic with too many levels is only found out now
                 connection.fail(error)
+            if connection.rests and connection.is_paused:
+                connection.rest_on_commit()  # what it was sent before is still there, so that it isn't named as ready
             if not waiting.publishes or connection.is_closing:
                 self.forget(connection)
 

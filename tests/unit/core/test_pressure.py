@@ -182,6 +182,21 @@ def test_a_waiting_publisher_is_answered_otherwise_and_exceeds_its_receive_maxim
     assert core.broker.pressure.publishers_waiting == 0
 
 
+def test_a_waiting_publisher_that_did_not_read_is_answered_once_it_reads_again() -> None:
+    core, publisher = full("wait")
+    publisher.subscribe("b")
+    publisher.publish("a", b"4", 1, 4)
+    publisher.connection.is_paused = True
+    core.client("other").publish("b", b"not read yet")
+    sub = core.client("away", clean_start=False)
+    for _ in range(3):
+        payloads(sub)
+        core.advance(0)
+    publisher.connection.is_paused = False
+    publisher.flush()
+    assert [type(packet) for packet in publisher.take()] == [p.Publish, p.Puback]
+
+
 def test_what_waited_with_a_lost_connection_was_never_taken() -> None:
     core, publisher = full("wait")
     publisher.publish("a", b"4", 1, 4)
