@@ -68,6 +68,25 @@ def test_a_full_queue_pushes_back(tmp_path: Path) -> None:
             client.disconnect()
 
 
+def test_who_sits_on_a_message_is_disconnected_and_another_gets_it(tmp_path: Path) -> None:
+    config = tmp_path / "midge.toml"
+    config.write_text('[[queue]]\nname = "jobs"\nack_timeout = 1\n')
+    with start_host("--config", config) as broker:
+        idle = Paho(broker.port, "idle", version=mqtt.MQTTv5)
+        idle.client.manual_ack_set(True)
+        idle.subscribe("$queue/jobs", qos=1)
+        idle.publish("$queue/jobs", b"1", 1)
+        assert not idle.receive().dup
+        other = Paho(broker.port)
+        other.subscribe("$queue/jobs", qos=1)
+        again = other.receive()
+        assert (again.payload, again.dup) == (b"1", True)
+        assert idle.lost.wait(DEADLINE_S)
+        assert idle.lost_reason == 0x98  # administrative action
+        broker.wait_for_output(r"idle.*acknowledged nothing of \$queue/jobs for 1 s")
+        other.disconnect()
+
+
 def test_the_queue_is_seen_under_sys_and_in_the_metrics(tmp_path: Path) -> None:
     config = tmp_path / "midge.toml"
     config.write_text('[[queue]]\nname = "jobs"\nmax_deliveries = 2\n[http]\nport = 0\n[sys]\ninterval = 1\n')

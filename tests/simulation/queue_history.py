@@ -285,6 +285,7 @@ class QueueHistory(History):
             full=rng.choice(["push-back", "wait"]),
             max_deliveries=rng.choice([0, 2, 20]),
             prefetch=rng.choice([1, 1, 3]),
+            ack_timeout=(0, 0, 2, 20)[seed % 4],
         )
         limits = {
             "max_inflight_messages": rng.choice([2, 20]),

@@ -25,13 +25,13 @@ def give_what_had_its_pubrec_to_another(patch: Patch) -> None:
 
 
 def keep_what_a_dead_consumer_held(patch: Patch) -> None:
-    patch(Queues, "gone", lambda self, session, now: None)
+    patch(Queues, "gone", lambda self, session, now, why="": None)
 
 
 def give_it_back_and_tell_nobody(patch: Patch) -> None:
-    def gone(self: Queues, session: Session, now: float) -> None:
+    def gone(self: Queues, session: Session, now: float, why: str = "") -> None:
         for lent in session.take_back():
-            lent.consumer.queue.withdrawn(lent, now)
+            lent.consumer.queue.withdrawn(lent, why, now)
 
     patch(Queues, "gone", gone)
 

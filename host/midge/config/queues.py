@@ -54,6 +54,14 @@ class Queue(Section):
         le=65_535,
     )
 
+    ack_timeout: int = key(
+        _DEFAULTS.ack_timeout,
+        "How long a consumer may take to acknowledge; then it is disconnected, and another gets what it has. 0: for "
+        "ever, while it is connected.",
+        unit="s",
+        ge=0,
+    )
+
     @field_validator("name")
     @classmethod
     def _is_a_name(cls, value: str) -> str:

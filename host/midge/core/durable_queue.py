@@ -34,7 +34,7 @@ DEAD_QUEUE = "midge-dead-letter-queue"
 _DEAD_REASON = "midge-dead-letter-reason"
 _DEAD_TOPIC = "midge-dead-letter-topic"
 
-# s between two looks for messages that are too old, at most; and the part of `max_age` between them.
+# s between two looks for messages that are too old, at most; and the part of `max_age`, or of `ack_timeout`, between.
 _AGE_CHECK_S = 60.0
 _AGE_CHECK_PART = 0.1
 
@@ -54,6 +54,9 @@ class QueueSettings:
     # Messages that one consumer holds, if it names no Receive Maximum. More hides the time between an acknowledgement
     # and the next message, but what a slow consumer has, no other can do. RabbitMQ: no limit, and its tutorial says 1.
     prefetch: int = 1
+    # s that a consumer may take to acknowledge; 0: no limit. RabbitMQ: 30 minutes; NATS: 30 s. How long a job takes we
+    # can't know, and a consumer that has died is noticed without.
+    ack_timeout: int = 0
 
 
 class Consumer:
@@ -92,8 +95,10 @@ class DurableQueue(SharedGroup):
     """One queue. `store` is the session in whose name its messages wait and last; no client can have it."""
 
     __slots__ = (
+        "_ack_timer",
         "_age_timer",
         "_is_serving",
+        "_lent",
         "_queues",
         "_ready",
         "_widest",
@@ -128,12 +133,15 @@ class DurableQueue(SharedGroup):
         self._widest = self.settings.prefetch  # no consumer has more room
         self._is_serving = False  # set and cleared by `serve`
         self._age_timer = False  # `_check_age` will be called
+        self._ack_timer = False  # `_check_acknowledged` will be called
+        self._lent: dict[Lent, None] = {}  # what consumers have not acknowledged, the oldest first
 
     def set_settings(self, settings: QueueSettings, now: float) -> None:
         self.settings = settings
         self._widest = max(self._widest, settings.prefetch)
         self._note_fullness()
         self._watch_age(now)
+        self._watch_acknowledged(now)
         for consumer in self.consumers.values():
             self._ready[consumer] = None
         self.serve(now)
@@ -278,8 +286,12 @@ class DurableQueue(SharedGroup):
             if session.connection.version == 5:
                 message = _with_user_properties(message, message.topic, [(DELIVERIES, str(count))])
         session.last_position = position = session.last_position + 1
-        if session.lend(Lent(message, consumer, entry, position), count > 1, now):
+        lent = Lent(message, consumer, entry, position, now)
+        if session.lend(lent, count > 1, now):
             consumer.held += 1
+            self._lent[lent] = None
+            if self.settings.ack_timeout and not self._ack_timer:
+                self._watch_acknowledged(now)
         else:
             self._give_back(entry, "larger than the consumer takes", now)
 
@@ -287,6 +299,7 @@ class DurableQueue(SharedGroup):
         """Its consumer has acknowledged what it was lent, or refused it with a reason."""
         consumer = lent.consumer
         consumer.held -= 1
+        self._lent.pop(lent, None)
         if reason_code >= 0x80:
             if len(self._ready) > 1:  # if others have room, one of them gets it
                 self._ready.pop(consumer, None)
@@ -297,12 +310,14 @@ class DurableQueue(SharedGroup):
 
     def handed_over(self, lent: Lent) -> None:
         """PUBREC: it is the consumer's from now on, in the same batch of the store in which it leaves the queue."""
+        self._lent.pop(lent, None)
         self._forget(lent.entry)
 
-    def withdrawn(self, lent: Lent, now: float) -> None:
+    def withdrawn(self, lent: Lent, reason: str, now: float) -> None:
         """The consumer that had it is gone. `serve` is the caller's."""
         lent.consumer.held -= 1
-        self._give_back(lent.entry, f"its consumer {lent.consumer.session.client_id!a} left", now)
+        self._lent.pop(lent, None)
+        self._give_back(lent.entry, reason, now)
 
     def _give_back(self, entry: Delivery, reason: str, now: float) -> None:
         limit = self.settings.max_deliveries
@@ -371,6 +386,29 @@ class DurableQueue(SharedGroup):
         except ReadError:
             pass  # whoever is to get one of them hears of it
         self._watch_age(now)
+
+    # -- acknowledged in time --
+
+    def _watch_acknowledged(self, now: float) -> None:
+        timeout_s = self.settings.ack_timeout
+        if timeout_s and self._lent and not self._ack_timer:
+            self._ack_timer = True
+            due = next(iter(self._lent)).since + timeout_s
+            self._queues.timers.at(max(due, now + timeout_s * _AGE_CHECK_PART), self._check_acknowledged)
+
+    def _check_acknowledged(self, now: float) -> None:
+        """Take back what consumers sit on."""
+        self._ack_timer = False
+        timeout_s = self.settings.ack_timeout
+        while timeout_s and self._lent:
+            lent = next(iter(self._lent))
+            if lent.since + timeout_s > now:
+                break
+            del self._lent[lent]
+            if not self._queues.sits_on_it(lent, now):
+                lent.since = now
+                self._lent[lent] = None
+        self._watch_acknowledged(now)
 
     # -- consumers --
 

@@ -11,7 +11,7 @@ from midge.core.changes import SessionRow
 from midge.core.durable_queue import PREFIX, DurableQueue, QueueSettings
 from midge.core.message import Message
 from midge.core.routing import SharedGroup, Subscription
-from midge.core.session import NEVER_EXPIRES, Session
+from midge.core.session import NEVER_EXPIRES, Lent, Session
 from midge.core.timers import Timers
 from midge.protocol.reasons import ReasonCode
 from midge.protocol.topics import split_shared
@@ -160,14 +160,27 @@ class Queues:
         for consumer in list(session.consuming.values()):
             consumer.queue.serve_also(consumer, now)
 
-    def gone(self, session: Session, now: float) -> None:
+    def gone(self, session: Session, now: float, why: str = "left") -> None:
         """The client of *session* is not there any more: what it holds goes to others at once."""
         for lent in session.take_back():
-            lent.consumer.queue.withdrawn(lent, now)
+            lent.consumer.queue.withdrawn(lent, f"its consumer {session.client_id!a} {why}", now)
         for consumer in list(session.consuming.values()):
             if not consumer.is_subscribed and not consumer.held:
                 del session.consuming[consumer.subscription.topic_filter]
             consumer.queue.serve(now)
+
+    def sits_on_it(self, lent: Lent, now: float) -> bool:
+        """The client of *lent* has not acknowledged it in time: its connection is closed, and what it holds goes to
+        others. It can't just be taken back: for the client it stays in the window, and a late acknowledgement would
+        be another message's. False: that we don't read from it just now is not its fault."""
+        session = lent.consumer.session
+        connection = session.connection
+        if connection is None or connection.holds:
+            return False
+        why = f"acknowledged nothing of {lent.consumer.queue.topic_filter} for {now - lent.since:.0f} s"
+        connection.close(ReasonCode.ADMINISTRATIVE_ACTION, why)
+        self.gone(session, now, why)
+        return True
 
     def session_ended(self, session: Session) -> None:
         for consumer in session.consuming.values():

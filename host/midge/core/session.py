@@ -80,9 +80,9 @@ class Lent(Delivery):
     """What a durable queue lends to one of its consumers: the queue keeps its `entry` until it is acknowledged (QoS 1)
     or PUBREC has come (QoS 2). Only from then on is it in the store as the session's, in place of the queue's."""
 
-    __slots__ = ("consumer", "entry")
+    __slots__ = ("consumer", "entry", "since")
 
-    def __init__(self, message: Message, consumer: Consumer, entry: Delivery, position: int) -> None:
+    def __init__(self, message: Message, consumer: Consumer, entry: Delivery, position: int, since: float) -> None:
         subscription = consumer.subscription
         identifiers = (subscription.identifier,) if subscription.identifier else ()
         # A message on a queue is the queue's to send, at the QoS that its consumer asks for: not [MQTT-3.8.4-8],
@@ -90,6 +90,7 @@ class Lent(Delivery):
         super().__init__(message, subscription.qos, False, identifiers, position, subscription.topic_filter)
         self.consumer = consumer
         self.entry = entry
+        self.since = since  # s since the epoch: when it was lent
 
 
 class Session:

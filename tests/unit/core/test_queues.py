@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from midge.core.connection import HELD_BY_RATE
 from midge.core.durable_queue import QueueSettings
 from midge.core.session import NEVER_EXPIRES
 from midge.protocol import packets as p
@@ -462,3 +463,102 @@ def test_while_the_store_fails_a_queue_takes_nothing() -> None:
     core.recover_store()
     other.publish(TOPIC, b"2", 1, 2)
     assert [packet.reason_code for packet in other.take(p.Puback)] == [0]
+
+
+# -- acknowledged in time --
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+@pytest.mark.parametrize("version", [4, 5])
+def test_who_sits_on_a_message_is_disconnected_and_another_gets_it(qos: int, version: int) -> None:
+    core = queue_core(ack_timeout=30)
+    idle = worker(core, "idle", qos, version)
+    put(core, b"1")
+    packet = job(idle)
+    other = worker(core, "other", qos, version=5)
+    core.advance(29)
+    assert idle.is_open and jobs(other) == []
+    core.advance(5)
+    assert not idle.is_open
+    assert [packet.reason_code for packet in idle.take(p.Disconnect)] == ([0x98] if version == 5 else [])
+    again = job(other)
+    assert again.payload == b"1" and again.dup
+    assert again.properties["user_property"] == [("midge-deliveries", "2")]
+    idle.send(p.Puback(packet.packet_id))  # too late
+    assert depth(core) == 1
+    core.advance(20)
+    assert other.is_open  # its own time began when it got the message
+
+
+def test_who_acknowledges_in_time_stays_however_long_a_job_waited_before() -> None:
+    core = queue_core(ack_timeout=30)
+    put(core, b"1", b"2", b"3")
+    core.advance(100)
+    one = core.client("one", 5)
+    one.subscribe(TOPIC, 1)
+    for payload in (b"1", b"2", b"3"):
+        core.advance(25)
+        packet = job(one)
+        assert packet.payload == payload and not packet.dup
+        one.send(p.Puback(packet.packet_id))
+    core.advance(100)
+    assert one.is_open
+    put(core, b"4")
+    core.advance(40)
+    assert not one.is_open
+
+
+def test_pubrec_makes_it_the_consumer_s_own_for_as_long_as_it_likes() -> None:
+    core = queue_core(ack_timeout=30)
+    one = worker(core, "one", 2)
+    put(core, b"1")
+    one.send(p.Pubrec(job(one).packet_id))
+    core.advance(100)
+    assert one.is_open and depth(core) == 0
+
+
+def test_a_message_that_nobody_acknowledges_in_time_is_a_dead_letter_that_says_so() -> None:
+    core = queue_core(ack_timeout=30, max_deliveries=2, dead_letter="failed")
+    watcher = core.client("watcher", 5)
+    watcher.subscribe("failed")
+    put(core, b"1")
+    one = kept(core, "one")
+    for _ in range(2):
+        core.advance(40)
+        assert not one.is_open
+        one = core.client("one", 5, clean_start=False)
+    (letter,) = watcher.take(p.Publish)
+    reason = dict(letter.properties["user_property"])["midge-dead-letter-reason"]
+    assert reason == "delivered 2 times; lastly: its consumer 'one' acknowledged nothing of $queue/jobs for 30 s"
+    assert jobs(one) == []
+
+
+def test_after_unsubscribe_the_time_still_runs() -> None:
+    core = queue_core(ack_timeout=30)
+    one = worker(core, "one")
+    put(core, b"1")
+    one.send(p.Unsubscribe(2, [TOPIC]))
+    core.advance(40)
+    assert not one.is_open
+
+
+def test_a_consumer_that_we_do_not_read_from_is_not_blamed() -> None:
+    core = queue_core(ack_timeout=30)
+    one = worker(core, "one")
+    put(core, b"1")
+    one.connection.hold(HELD_BY_RATE, True)
+    core.advance(100)
+    assert one.is_open
+    one.connection.hold(HELD_BY_RATE, False)
+    core.advance(40)
+    assert not one.is_open
+
+
+def test_a_time_that_is_set_later_holds_for_what_was_lent_before() -> None:
+    core = queue_core()
+    one = worker(core, "one")
+    put(core, b"1")
+    core.advance(100)
+    core.broker.queues.configure([QueueSettings("jobs", ack_timeout=30)], core.now)
+    core.advance(10)
+    assert not one.is_open
