@@ -87,3 +87,9 @@ def test_a_seed_gives_the_same_history_again() -> None:
 def test_histories_that_once_showed_a_bug(seed: int) -> None:
     """502065: a retained message was forgotten with the expired one whose place it had taken."""
     History(seed).run()
+
+
+@pytest.mark.parametrize("seed", [495])
+def test_histories_of_queues_that_once_showed_a_bug(seed: int) -> None:
+    """495: a publisher that waited for room, and did not read meanwhile, was never answered."""
+    QueueHistory(seed).run()
