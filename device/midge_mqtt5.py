@@ -33,7 +33,7 @@ _TOPIC_ALIAS = const(0x23)
 _USER_PROPERTY = const(0x26)
 _MAXIMUM_PACKET_SIZE = const(0x27)
 # For each number how its value is written: 1, 2, 4: so many bytes; v: variable length; k: a string that is kept, s: one
-# that is skipped, u: two (user properties cost no memory); a dot: there is no such property.
+# that is skipped, u: two (user properties cost no memory, but for one called "error"); a dot: there is no such property.
 _FORMS = b".14k....kk.v.....4k2.ss141s.s..s.22211u4111."
 
 # Topics that we let the server give a number: 16 topics of 32 bytes are what a board can spare.
@@ -110,8 +110,8 @@ class Client(midge_client.Client):
 
     # ------------------------------------------------------------------------------------- request and reply
 
-    # Publishes with a response topic of our own and returns the payload of the reply, or raises MQTTTimeout after
-    # `timeout` seconds.
+    # Publishes with a response topic of our own and returns the payload of the reply. Raises MQTTTimeout after `timeout`
+    # seconds, MQTTError with the reason if who was asked tells that it has no answer (`midge serve`, responds()).
     async def request(self, topic, payload, qos=1, timeout=10):
         if not self._replies_to:
             replies_to = "reply/" + (self.assigned_id or self._client_id)
@@ -120,7 +120,7 @@ class Client(midge_client.Client):
         self._correlation += 1
         key = b"%d" % self._correlation
         signal = self._requests[key] = _Signal()
-        signal.payload = None
+        signal.payload = signal.error = None
         try:
             await self.publish(topic, payload, qos, False, max(int(timeout), 1), self._replies_to, key)
             await signal.wait(int(timeout * 1000))
@@ -128,6 +128,8 @@ class Client(midge_client.Client):
             del self._requests[key]
         if signal.payload is None:
             raise MQTTTimeout("no reply")
+        if signal.error is not None:
+            raise MQTTError(signal.error.decode())
         return signal.payload
 
     # Before connect(): @client.responds("lamp/level"), then a function that takes a request's payload and returns the
@@ -261,7 +263,11 @@ class Client(midge_client.Client):
                 start = pos + 2
                 pos = start + (rx[pos] << 8 | rx[pos + 1])
                 if form == 69:  # u
-                    pos = pos + 2 + (rx[pos] << 8 | rx[pos + 1]) if pos < end else end + 1
+                    is_error = pos - start == 5 and rx[start:pos] == b"error"
+                    start = pos + 2
+                    pos = start + (rx[pos] << 8 | rx[pos + 1]) if pos < end else end + 1
+                    if is_error and pos <= end:
+                        found[_USER_PROPERTY] = bytes(self._view[start:pos])
                     continue
                 value = bytes(self._view[start:pos]) if form == 59 and pos <= end else b""  # k
             if pos > end or value is None or (kind in found and kind != _SUBSCRIPTION_ID):
@@ -341,6 +347,7 @@ class Client(midge_client.Client):
         if request and self._rx_name == self._replies_to:
             self._confirm(mark)
             request.payload = payload
+            request.error = found.get(_USER_PROPERTY)
             request.set()
         elif retained or not self._handlers or not self._is_request(payload, mark):
             self.properties = found or _NONE

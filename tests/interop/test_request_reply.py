@@ -197,6 +197,12 @@ async def main():
     client = Client("board", "127.0.0.1", int(sys.argv[1]))
     await client.connect()
     print("asked:", (await client.request("up", b"hello", timeout=20)).decode())
+    for topic in "down", "board/none":
+        try:
+            print("asked:", await client.request(topic, b"hello", timeout=20))
+        except OSError as error:
+            print("no answer:", error)
+        await client.serve("board/none", lambda payload: payload.decode().no_such_method())
     await client.serve("board/double", lambda payload: payload * 2)
     print("serving")
     await asyncio.sleep(30)
@@ -207,6 +213,7 @@ asyncio.run(main())
 
 def test_the_boards_client_asks_and_answers(broker: brokers.RunningBroker, serve: Serve, tmp_path) -> None:
     serve("-t", "up", "--", *UPPER)
+    serve("-t", "down", "--", "sh", "-c", "echo complaint >&2; exit 3")
     program = tmp_path / "board.py"
     program.write_text(BOARD)
     command = [brokers.micropython(), str(program), str(broker.port)]
@@ -215,6 +222,8 @@ def test_the_boards_client_asks_and_answers(broker: brokers.RunningBroker, serve
         try:
             assert process.stdout.readline() == "asked: HELLO up\n"
             assert process.stdout.readline() == "\n"
+            assert process.stdout.readline() == "no answer: exit code 3\n"
+            assert process.stdout.readline().startswith("no answer: AttributeError")
             assert process.stdout.readline() == "serving\n"
             told = ask(broker, "-t", "board/double", "-m", "ab", "--json")
             assert json.loads(told.stdout)["payload"] == "abab"
