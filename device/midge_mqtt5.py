@@ -33,7 +33,7 @@ _TOPIC_ALIAS = const(0x23)
 _USER_PROPERTY = const(0x26)
 _MAXIMUM_PACKET_SIZE = const(0x27)
 # For each number how its value is written: 1, 2, 4: so many bytes; v: variable length; k: a string that is kept, s: one
-# that is skipped, u: two (user properties cost no memory, but for one called "error"); a dot: there is no such property.
+# that is skipped, u: two (user properties cost no memory, except one called "error"); a dot: no such property.
 _FORMS = b".14k....kk.v.....4k2.ss141s.s..s.22211u4111."
 
 # Topics that we let the server give a number: 16 topics of 32 bytes are what a board can spare.
@@ -110,8 +110,8 @@ class Client(midge_client.Client):
 
     # ------------------------------------------------------------------------------------- request and reply
 
-    # Publishes with a response topic of our own and returns the payload of the reply. Raises MQTTTimeout after `timeout`
-    # seconds, MQTTError with the reason if who was asked tells that it has no answer (`midge serve`, responds()).
+    # Publishes with a response topic of our own and returns the payload of the reply. Raises MQTTTimeout after
+    # `timeout` seconds, MQTTError with the reason if the reply says that it is none (`midge serve`, responds()).
     async def request(self, topic, payload, qos=1, timeout=10):
         if not self._replies_to:
             replies_to = "reply/" + (self.assigned_id or self._client_id)
