@@ -7,8 +7,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+import trustme
 
 import brokers
 from midge.load.clients import Address, Client, Refused, use_root
@@ -65,12 +67,45 @@ def test_two_brokers_take_turns_and_are_compared(broker: brokers.RunningBroker) 
     assert "x, p50 " in done.stdout.splitlines()[2]
 
 
+def test_mqtt_5_0_arrives_whole(broker: brokers.RunningBroker) -> None:
+    argv = "-V 5 -q 0 1 2 --publishers 3 --persistent --seconds 0.1 --json"
+    done = bench("-p", str(broker.port), *argv.split())
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert len(rows) == 3
+    for row in rows:
+        [[figures]] = row["runs"].values()
+        assert figures["delivered"] > 0
+        assert (figures["lost"], figures["doubled"], figures["disordered"]) == (0, 0, 0)
+
+
+def test_over_tls(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    tls = '[[listener]]\ntype = "tls"\nport = 0\ncertfile = "server.pem"\nkeyfile = "server.pem"\n'
+    (tmp_path / "midge.toml").write_text(f'{tls}[[listener]]\nport = 0\n[store]\npath = ":memory:"\n')
+    with brokers.start_host("--config", str(tmp_path / "midge.toml")) as both:
+        port = both.wait_for_output(r"mqtts://127\.0\.0\.1:(\d+)")[1]
+        where = f"mqtt://127.0.0.1:{both.port}", f"mqtts://127.0.0.1:{port}"
+        argv = f"-V 5 -q 1 --singly --size 40000 --subscribers 2 --seconds 0.1 --cafile {tmp_path}/ca.pem --json"
+        done = bench("--compare", *where, *argv.split())
+        assert done.returncode == 0, done.stderr
+        for row in json.loads(done.stdout):
+            assert all(run["delivered"] and not run["lost"] for runs in row["runs"].values() for run in runs)
+        done = bench("-h", "127.0.0.1", "-p", port, "-q", "0", "--publishers", "1", "--cafile", f"{tmp_path}/other.pem")
+        assert (done.returncode, "isn't trusted" in done.stderr) == (1, True), done.stderr
+
+
 @pytest.mark.parametrize(("argv", "code", "told"), [
     (["-p", "1"], 1, "is the broker running?"),
     (["-q", "3"], 2, "isn't a number of 0 to 2"),
     (["--size", "7"], 2, "isn't a number of 8 to"),
     (["--compare", "localhost:1883"], 2, "two brokers or more"),
     (["--compare", "a", "b:x"], 2, "isn't HOST:PORT"),
+    (["--cert", "a.pem"], 2, "Both certfile and keyfile"),
 ])  # fmt: skip
 def test_what_is_wrong_is_told(argv: list[str], code: int, told: str) -> None:
     done = bench(*argv)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import ssl
 import statistics
 import sys
 import time
@@ -17,6 +18,8 @@ from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
+from midge.cli.options import Options, UsageError
+from midge.cli.shared_options import check_tls
 from midge.load import flows
 from midge.load.clients import SMALL_BYTES, Address, use_root
 
@@ -27,16 +30,19 @@ examples:
   midge bench --subscribers 100 --size 4096            1 publisher to 100 subscribers, 4 KB
   midge bench --publishers 100 --window 5              100 publishers to 1 subscriber
   midge bench --compare localhost:1883 localhost:1884  in turns; ratios are the second's to the first's
+  midge bench -V 5 --cafile ca.pem -p 8883             MQTT 5.0, over TLS
   midge bench --json > figures.json                    every run's figures
 
 /s: messages delivered a second. p50, p99: from publishing to arrival, while so much is under way; "singly": one
 message at a time. lost, dup, order: messages that didn't come, came again, came late. load: how busy this program
-was: near 1.00 it was the bottleneck, not the broker. MQTT 3.1.1 over TCP; topics below midge-bench-NUMBER/.
+was: near 1.00 it was the bottleneck, not the broker. Topics are below midge-bench-NUMBER/.
 
 Exit codes: 0 all well; 1 a message at QoS 1 or 2 was lost, doubled or out of order, or a broker can't be reached;
 2 wrong options; 130 interrupted.
 """
 
+_VERSIONS = {"311": 4, "mqttv311": 4, "5": 5, "mqttv5": 5}
+_TLS = ("cafile", "capath", "use_os_certs", "certfile", "keyfile", "insecure", "tls_version")
 _WINDOW_QOS_0 = 1000  # of small messages; what the slowest subscriber hasn't
 
 
@@ -51,10 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--help", action="help", help="this text")
     add("-h", "--host", default="localhost", help="the broker's name or address (%(default)s)")
-    add("-p", "--port", type=_number(1, 65535), default=1883, help="its port (%(default)s)")
+    add("-p", "--port", type=_number(1, 65535), help="its port (1883, with TLS 8883)")
     add("-u", "--username", help="user name")
     add("-P", "--pw", metavar="PASSWORD", help="password")
-    add("--compare", nargs="+", metavar="HOST:PORT", help="instead: two or more brokers, in turns")
+    add("-V", "--protocol-version", choices=_VERSIONS, default="311", metavar="VERSION", help="311 or 5 (%(default)s)")
+    add("--compare", nargs="+", metavar="HOST:PORT", help="instead: two or more brokers, in turns; or mqtt(s)://...")
     add("-q", "--qos", type=_number(0, 2), nargs="+", metavar="QOS", help="0, 1, 2: one or more of them (all)")
     add("--pairs", type=_number(1, 1000), metavar="N", help="N publishers to N subscribers")
     add("--subscribers", type=_number(1, 5000), metavar="N", help="1 publisher to N subscribers")
@@ -67,7 +74,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=_number(1, 1000), default=1, metavar="N", help="runs of each; figures are medians (1)")
     add("--persistent", action="store_true", help="the subscribers' sessions last: what the broker must keep")
     add("--json", action="store_true", help="print JSON instead of the table")
+    _add_tls(parser.add_argument_group("TLS, as with midge pub; any of --cafile, --capath, --tls-use-os-certs "
+                                       "and port 8883 turns it on"))
     return parser
+
+
+def _add_tls(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--cafile", metavar="FILE", help="with the certificates to trust (PEM)")
+    add("--capath", metavar="DIR", help="with such files, named by `openssl rehash`")
+    add("--tls-use-os-certs", dest="use_os_certs", action="store_true", help="trust the system's certificates")
+    add("--cert", dest="certfile", metavar="FILE", help="with our certificate (PEM)")
+    add("--key", dest="keyfile", metavar="FILE", help="with its private key (PEM)")
+    add("--insecure", action="store_true", help="don't compare the certificate's name with the host's")
+    add("--tls-version", choices=("tlsv1.2", "tlsv1.3"), help="this one or later")
 
 
 def _number(least: int, most: int) -> Callable[[str], int]:
@@ -112,21 +132,49 @@ def _explain(error: OSError, addresses: list[Address]) -> str:
     where = ", ".join(f"{one.host}:{one.port}" for one in addresses)
     if isinstance(error, ConnectionRefusedError):
         return f"connection refused by {where}: is the broker running? start one with: midge broker"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"{where}: the broker's certificate isn't trusted: {error.verify_message}"
     return f"{where}: {error.strerror or error}"
 
 
+def _context(options: argparse.Namespace, is_asked: bool, port: int = 0) -> ssl.SSLContext | None:
+    """What the options of TLS say; None: no TLS. *is_asked*: an address asks for it."""
+    wanted = Options()
+    for name in _TLS:
+        setattr(wanted, name, getattr(options, name))
+    wanted.port = port
+    wanted.use_os_certs = wanted.use_os_certs or (is_asked and not wanted.is_tls)
+    try:
+        check_tls(wanted)
+        if not wanted.is_tls:
+            return None
+        from midge.cli.tls_context import make_context
+
+        return make_context(wanted)
+    except UsageError as error:
+        _parser().error(str(error))
+
+
 def _addresses(options: argparse.Namespace) -> list[Address]:
+    version = _VERSIONS[options.protocol_version]
     if not options.compare:
-        return [Address(options.host, options.port, options.username, options.pw)]
+        tls = _context(options, False, options.port or 0)
+        port = options.port or (8883 if tls else 1883)
+        return [Address(options.host, port, options.username, options.pw, version, tls)]
     addresses = []
     for text in options.compare:
-        userinfo, _, location = text.removeprefix("mqtt://").rpartition("@")
+        scheme, _, rest = text.rpartition("://")
+        userinfo, _, location = rest.rpartition("@")
         name, colon, password = userinfo.partition(":")
-        host, _, port = location.rpartition(":") if ":" in location else (location, "", "1883")
-        if not port.isdigit():
+        host, _, port = location.rpartition(":") if ":" in location else (location, "", "")
+        if scheme not in ("", "mqtt", "mqtts") or not host or (port and not port.isdigit()):
             _parser().error(f"--compare: {text!r} isn't HOST:PORT")
+        number = int(port or (8883 if scheme == "mqtts" else 1883))
+        tls = None if scheme == "mqtt" else _context(options, scheme == "mqtts", number)
         username = unquote(name) if name else options.username
-        addresses.append(Address(host, int(port), username, unquote(password) if colon else options.pw))
+        addresses.append(
+            Address(host, number, username, unquote(password) if colon else options.pw, version, tls)
+        )
     if len(addresses) < 2:
         _parser().error("--compare needs two brokers or more")
     return addresses

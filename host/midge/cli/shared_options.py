@@ -222,7 +222,7 @@ def check(options: Options) -> None:
         raise UsageError("A password needs a user name: add -u, or -V 5.")
     if options.will_topic is None:
         _refuse_will_without_topic(options)
-    _check_tls(options)
+    check_tls(options)
     options.port = options.port or (8883 if options.is_tls else 1883)
 
 
@@ -241,7 +241,7 @@ def _check_session(options: Options) -> None:
         raise UsageError("You must provide a client id if you are using an infinite session expiry interval.")
 
 
-def _check_tls(options: Options) -> None:
+def check_tls(options: Options) -> None:
     if (options.certfile is None) != (options.keyfile is None):
         raise UsageError("Both certfile and keyfile must be provided if one of them is set.")
     if options.keyform and not options.keyfile:

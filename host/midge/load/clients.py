@@ -13,12 +13,15 @@ import contextlib
 import copy
 import select
 import socket
+import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from midge.protocol import packets as p
+from midge.protocol.decoder import Decoder
 from midge.protocol.encoder import encode
+from midge.protocol.reasons import ReasonCode
 
 HOST = "127.0.0.1"
 SMALL_BYTES = 64
@@ -28,6 +31,10 @@ IDLE_S = 3.0  # nothing moved for so long: what is missing is lost
 # How far the slowest subscriber may fall behind at QoS 1 and 2: half of what either broker queues by default, so
 # that a slow reader here isn't counted as a loss there.
 BEHIND_MAX = 500
+
+_RECEIVE_MAXIMUM = 65_535  # if the other side names none, and in 3.1.1
+_FOR_EVER_S = 0xFFFF_FFFF  # 5.0: a session that lasts
+_TRY_LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 # What answers what, by first byte: PUBLISH QoS 1, PUBLISH QoS 2, PUBREC, PUBREL.
 ANSWER = {0x32: 0x40, 0x34: 0x50, 0x50: 0x62, 0x62: 0x70}
@@ -40,6 +47,8 @@ class Address(NamedTuple):
     port: int = 1883
     username: str | None = None
     password: str | None = None
+    version: int = 4  # of MQTT: 4 is 3.1.1, 5 is 5.0
+    tls: ssl.SSLContext | None = None
 
 
 class Refused(ConnectionError):
@@ -103,9 +112,10 @@ class Stream:
 class Messages:
     """The PUBLISH packets of one topic, made when they are taken: for many topics, and for large payloads."""
 
-    def __init__(self, topic: str, qos: int, size: int) -> None:
-        packet = encode(p.Publish(topic, payload(0, size), qos, packet_id=1 if qos else 0), 4)
-        self._head = packet[: len(packet) - size - (2 if qos else 0)]
+    def __init__(self, topic: str, qos: int, size: int, version: int = 4) -> None:
+        packet = encode(p.Publish(topic, payload(0, size), qos, packet_id=1 if qos else 0), version)
+        self._properties = packet[len(packet) - size - (version == 5) : len(packet) - size]  # none: their length, 0
+        self._head = packet[: len(packet) - size - len(self._properties) - (2 if qos else 0)]
         self._tail = packet[len(packet) - size + 8 :]
         self._qos = qos
         self._number = 0
@@ -117,15 +127,16 @@ class Messages:
             parts.append(self._head)
             if self._qos:
                 parts.append((number + 1).to_bytes(2, "big"))
+            parts.append(self._properties)
             parts.append(b"%08d" % number)
             parts.append(self._tail)
         self._number += count
         return b"".join(parts)
 
 
-def _publishes(qos: int) -> Stream:
+def _publishes(qos: int, version: int) -> Stream:
     return Stream(b"".join(
-        encode(p.Publish(topic_name(0), payload(number, SMALL_BYTES), qos, packet_id=number + 1 if qos else 0), 4)
+        encode(p.Publish(topic_name(0), payload(number, SMALL_BYTES), qos, packet_id=number + 1 if qos else 0), version)
         for number in range(CYCLE)
     ))  # fmt: skip
 
@@ -134,20 +145,21 @@ def _acknowledgements(first: int) -> Stream:
     return Stream(b"".join(bytes((first, 2, n >> 8, n & 0xFF)) for n in range(1, CYCLE + 1)))
 
 
-_streams: dict[tuple[int, int], Stream] = {}
+_streams: dict[tuple[int, int, int], Stream] = {}
 
 
-def stream(first: int, topic: int = 0) -> Stream:
+def stream(first: int, topic: int = 0, version: int = 4) -> Stream:
     """The packets with that first byte, from the first one on; PUBLISH to the topic of that number."""
     if first >> 4 != 3:
-        topic = 0
-    if (first, topic) not in _streams:
+        topic, version = 0, 4  # of the same bytes in 5.0, if all is well
+    key = first, topic, version
+    if key not in _streams:
         if topic:
-            made = Stream(stream(first).cycle.replace(topic_name(0).encode(), topic_name(topic).encode()))
+            made = Stream(stream(first, 0, version).cycle.replace(topic_name(0).encode(), topic_name(topic).encode()))
         else:
-            made = _publishes(first >> 1 & 3) if first >> 4 == 3 else _acknowledgements(first)
-        _streams[first, topic] = made
-    return _streams[first, topic].copy()
+            made = _publishes(first >> 1 & 3, version) if first >> 4 == 3 else _acknowledgements(first)
+        _streams[key] = made
+    return _streams[key].copy()
 
 
 @dataclass
@@ -216,19 +228,49 @@ class Client:
         self.received = dict.fromkeys(expects, 0)  # packets by first byte
         self.trackers: dict[bytes, Tracker] = {}  # by topic name, of messages that were looked at
         self.faults = Faults()
-        self._expected = {first: stream(first, topic) for first in expects}
+        self._expected = {first: stream(first, topic, address.version) for first in expects}
         self._answers = {first: stream(ANSWER[first]) for first in expects if first in ANSWER}
         self._is_predictable = bool(expects)  # cleared by the first packet that is another than the next one
         self._rest = b""
         self._unsent = b""
         self.socket = socket.create_connection(address[:2], 10)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if address.tls is not None:
+            self.socket = address.tls.wrap_socket(self.socket, server_hostname=address.host)
+        self._connect(clean)
+
+    def _connect(self, clean: bool) -> None:
+        address, version = self.address, self.address.version
         password = None if address.password is None else address.password.encode()
-        self.send(encode(p.Connect(client_id, clean, 600, 4, username=address.username, password=password), 4))
-        connack = self._read_exactly(4)
-        if connack[3]:
-            raise Refused(f"the broker refuses the connection: {_CONNACK.get(connack[3], connack[3])}")
-        self.session_present = bool(connack[2])
+        properties: p.Properties = {"session_expiry_interval": _FOR_EVER_S} if version == 5 and not clean else {}
+        connect = p.Connect(
+            self._client_id, clean, 600, version, username=address.username, password=password, properties=properties
+        )
+        self.send(encode(connect, version))
+        connack = self._read_packet()
+        if not isinstance(connack, p.Connack):
+            raise Refused("the broker answers CONNECT with another packet")
+        code = connack.reason_code
+        if code:
+            reason = _CONNACK.get(code, code) if version == 4 else ReasonCode(code).name.replace("_", " ").lower()
+            raise Refused(f"the broker refuses the connection: {reason}")
+        self.session_present = connack.session_present
+        # QoS 1 and 2 messages that the broker takes without having acknowledged them.
+        self.receive_maximum = (connack.properties or {}).get("receive_maximum", _RECEIVE_MAXIMUM)
+
+    def _read_packet(self) -> object:
+        """An answer, while nothing else can come."""
+        data = self._read_exactly(2)
+        length, shift = data[1] & 0x7F, 7
+        while data[-1] & 0x80:
+            data += self._read_exactly(1)
+            length |= (data[-1] & 0x7F) << shift
+            shift += 7
+        decoder = Decoder("client", self.address.version)
+        packets = decoder.receive_data(data + self._read_exactly(length))
+        if decoder.error is not None:
+            raise Refused(f"the broker sends what can't be understood: {decoder.error}")
+        return packets[0]
 
     def _read_exactly(self, size: int) -> bytes:
         data = b""
@@ -241,11 +283,11 @@ class Client:
 
     def subscribe(self, qos: int, *filters: str) -> None:
         wanted = [p.Subscription(one, qos) for one in filters or (topic_name(self._topic),)]
-        self.send(encode(p.Subscribe(1, wanted), 4))
-        size = 4 + len(wanted) + (len(wanted) + 2 > 127)
-        granted = set(self._read_exactly(size)[size - len(wanted) :])
+        self.send(encode(p.Subscribe(1, wanted), self.address.version))
+        suback = self._read_packet()
+        granted = set(suback.reason_codes) if isinstance(suback, p.Suback) else set()
         if granted != {qos}:
-            raise Refused(f"the broker grants QoS {sorted(granted)} instead of {qos} (128: not allowed)")
+            raise Refused(f"the broker grants QoS {sorted(granted)} instead of {qos} (128 and more: not allowed)")
 
     def close(self) -> None:
         self.socket.setblocking(True)
@@ -264,8 +306,8 @@ class Client:
         self.flush()
 
     def flush(self) -> None:
-        if self._unsent:
-            with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(*_TRY_LATER):
+            while self._unsent:  # TLS takes 16 kB at a time
                 self._unsent = self._unsent[self.socket.send(self._unsent) :]
 
     @property
@@ -275,7 +317,7 @@ class Client:
     def receive(self) -> None:
         try:
             data = self.socket.recv(RECEIVE_BYTES)
-        except BlockingIOError:
+        except _TRY_LATER:
             return
         if not data:
             raise ConnectionError("the broker closed the connection")
@@ -324,14 +366,12 @@ class Client:
 
     def _parse(self, data: bytes, at: int, answers: list[bytes]) -> int:
         """The same packet by packet."""
-        end, received, trackers = len(data), self.received, self.trackers
+        end, received, trackers, version = len(data), self.received, self.trackers, self.address.version
         while at + 2 <= end:
             first = data[at] & 0xF7  # without DUP
             length, body = data[at + 1], at + 2
             if length > 0x7F:
-                if body == end:
-                    break
-                length, body = length & 0x7F | data[body] << 7, body + 1
+                length, body = _variable(data, at + 1)
             following = body + length
             if following > end:
                 break
@@ -346,6 +386,9 @@ class Client:
             if first != 0x30:
                 answers.append(bytes((ANSWER[first], 2)) + data[payload_at : payload_at + 2])
                 payload_at += 2
+            if version == 5:
+                length, payload_at = _variable(data, payload_at)
+                payload_at += length
             tracker = trackers.get(topic)
             if tracker is None:
                 tracker = trackers[topic] = Tracker()
@@ -367,6 +410,18 @@ class Client:
         return 0 if tracker is None else tracker.received
 
 
+def _variable(data: bytes, at: int) -> tuple[int, int]:
+    """A Variable Byte Integer, and where it ends: behind *data* if not all of it is there."""
+    value = shift = 0
+    while at < len(data):
+        byte, at = data[at], at + 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return value, at
+    return value, at + 1
+
+
 class Publisher(Client):
     """Sends as many messages as its window lets it."""
 
@@ -385,13 +440,13 @@ class Publisher(Client):
         self.qos = qos
         self.topic = topic_name(topic).encode()
         self.sent = 0
-        self._window = window
+        self._window = min(window, self.receive_maximum) if qos else window
         self._behind_max = behind_max
         self._messages: Stream | Messages
         if size:
-            self._messages = Messages(topic_name(topic), qos, size)
+            self._messages = Messages(topic_name(topic), qos, size, self.address.version)
         else:
-            self._messages = stream(0x30 | qos << 1, topic)
+            self._messages = stream(0x30 | qos << 1, topic, self.address.version)
 
     @property
     def acknowledged(self) -> int:
