@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, cast
 from midge.bridge.echo import PROBE_TIMEOUT_S
 from midge.bridge.local import Local
 from midge.bridge.sync import RetainedSync
+from midge.bridge.wire import topic_field, with_topic
 from midge.core.passage import BRIDGE
 from midge.core.session import NEVER_EXPIRES
 from midge.protocol import packets as p
@@ -53,13 +54,14 @@ class Link(asyncio.Protocol):
         self._is_paused = False
         self._is_retain_available = True
         self._output: list[bytes] = []
+        self._for_core: list[p.Packet | p.PublishRun] = []  # of the chunk that has come
         self._skipped: set[int] = set()  # QoS 2 messages of ours that the remote broker isn't to get
         self._last_received = 0.0
         self._last_sent = 0.0
         self._last_message = 0.0  # when a PUBLISH went either way
         self._pings = 0  # PINGREQs without an answer
         self._was_told_of_refusal: set[int] = set()  # reason codes that stand in the log
-        # Sent on this connection and not acknowledged: packet identifier, (bytes, topic).
+        # Sent on this connection and not acknowledged: packet identifier, (bytes of payload, topic).
         self.unacknowledged: dict[int, tuple[int, str]] = {}
         self.acknowledged = 0  # messages that the remote broker has taken on this connection
         self.is_cleaning = False  # this connection is only to end an old session on the remote side ...
@@ -187,17 +189,35 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._last_received = self._bridge.now()
-        for packet in self._decoder.receive_data(data):
-            self.was_answered = self.was_up
-            handler = _FROM_REMOTE.get(type(packet))
-            if handler is not None:
-                handler(self, packet)
+        self._receive(self._decoder.receive_data(data))
         if self._decoder.error is not None:
             # A broker that knows only 3.1.1 refuses in 3.1.1.
             self.is_too_new = self.version == 5 and not self.was_up
             self._end(f"the remote broker sent a bad packet: {self._decoder.error}")
         self.flush()
         self._bridge.end_turn_soon()
+
+    def _receive(self, packets: list[p.Packet | p.PublishRun]) -> None:
+        """All that came together. What is for the core goes there in one piece."""
+        for packet in packets:
+            self.was_answered = self.was_up
+            kind = type(packet)
+            is_for_core = _FOR_CORE.get(kind)
+            if is_for_core is not None:
+                if is_for_core(self, packet):
+                    self._for_core.append(packet)
+                continue
+            handler = _FROM_REMOTE.get(kind)
+            if handler is not None:
+                self._pass_in()  # it came before
+                handler(self, packet)
+        self._pass_in()
+
+    def _pass_in(self) -> None:
+        """To the core, what has gathered."""
+        if self._for_core and self._local is not None:
+            packets, self._for_core = self._for_core, []
+            self._local.send_all(packets)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.was_closed_at_once = not self._ended.done() and not self.was_up
@@ -263,7 +283,7 @@ class Link(asyncio.Protocol):
             bridge,
             self,
             self.version,
-            properties.get("receive_maximum", 65_535),
+            properties.get("receive_maximum"),
             max(1, min(largest) - max(0, bridge.outward.growth)) if largest else None,
         )
         if not packet.session_present:
@@ -312,60 +332,65 @@ class Link(asyncio.Protocol):
         if self._local is not None:
             self._sync = RetainedSync(bridge, self._local.retained_under_way())
 
-    def _on_remote_publish(self, packet: p.Publish) -> None:
+    def _takes_publish(self, packet: p.Publish) -> bool:
         bridge = self._bridge
         if self._local is None:
             self._end("the remote broker sent PUBLISH before CONNACK")
-            return
+            return False
         self._last_message = self._last_received
-        if packet.topic == self._probe_topic:
+        topic = packet.topic
+        if topic == self._probe_topic:
             self._found_echo()
-            return
-        topic = bridge.inward.map(packet.topic)
-        if topic is None or self._is_known(packet, topic):
+            return False
+        name = bridge.inward.map(topic)
+        if name is None or self._is_known(packet, name):
             # Nothing for us: of an older configuration, or what we have. Its PUBREL, unknown to the core, is
             # answered there.
             if packet.qos:
                 self._send(p.Puback(packet.packet_id) if packet.qos == 1 else p.Pubrec(packet.packet_id))
-            return
-        if topic != packet.topic:
-            packet.topic = topic
+            return False
+        if name != topic:
+            packet.topic = name
             packet.packet_id_at = 0  # what came is not what is sent on
-        self._local.send(packet)
+        return True
 
     def _is_known(self, packet: p.Publish, topic: str) -> bool:
-        if self._sync is not None and packet.retain and self._sync.is_known(topic, packet.payload):
-            return True
+        if self._sync is not None and packet.retain:
+            self._pass_in()  # what came before may have changed what is retained
+            if self._sync.is_known(topic, packet.payload):
+                return True
         # An echo that is sent again (DUP) was not acknowledged, so it was taken for no echo the first time.
         return self.version != 5 and self._bridge.echo.is_ours(packet.topic, packet.payload)
 
-    def _on_acknowledgement(self, packet: p.Puback | p.Pubrec | p.Pubcomp) -> None:
+    def _takes_acknowledgement(self, packet: p.Puback | p.Pubrec | p.Pubcomp) -> bool:
         """The remote broker has a message of ours, or refuses it."""
         if packet.reason_code >= 0x80 and not isinstance(packet, p.Pubcomp):
             if packet.reason_code == ReasonCode.QUOTA_EXCEEDED:
                 # It is full for now. Ours waits for it, in its order, until the next connection.
                 self._end("the remote broker is full: quota exceeded")
-                return
-            if packet.reason_code not in self._was_told_of_refusal:
-                self._was_told_of_refusal.add(packet.reason_code)
-                _, topic = self.unacknowledged.get(packet.packet_id, (0, "?"))
-                log.error(
-                    "bridge %s: the remote broker refuses %a: %s",
-                    self._bridge.section.name,
-                    topic,
-                    _reason(packet.reason_code),
-                    extra=self._bridge.known,
-                )
+                return False
+            self._tell_refusal(packet)
         self.acknowledged += 1
         sent = self.unacknowledged.pop(packet.packet_id, None)
         if self._sync is not None and sent is not None:
             self._sync.acknowledged(self._bridge.inward.map(sent[1]))
-        self._pass_in(packet)
+        return self._local is not None
 
-    def _pass_in(self, packet: p.Packet) -> None:
-        """An acknowledgement, or PUBREL, from the remote broker to the core."""
-        if self._local is not None:
-            self._local.send(packet)
+    def _tell_refusal(self, packet: p.Puback | p.Pubrec) -> None:
+        if packet.reason_code in self._was_told_of_refusal:
+            return
+        self._was_told_of_refusal.add(packet.reason_code)
+        _, topic = self.unacknowledged.get(packet.packet_id, (0, "?"))
+        log.error(
+            "bridge %s: the remote broker refuses %a: %s",
+            self._bridge.section.name,
+            topic,
+            _reason(packet.reason_code),
+            extra=self._bridge.known,
+        )
+
+    def _takes_pubrel(self, packet: p.Pubrel) -> bool:
+        return self._local is not None
 
     def _on_pingresp(self, packet: p.Pingresp) -> None:
         self._pings = max(0, self._pings - 1)
@@ -394,51 +419,60 @@ class Link(asyncio.Protocol):
 
     # -- from our core --
 
-    def from_local(self, packets: list[p.Packet | p.PublishRun]) -> None:
-        """What the core sends to this bridge."""
-        for packet in packets:
-            if isinstance(packet, p.Publish):
-                self._on_local_publish(packet)
-            elif isinstance(packet, p.Pubrel) and packet.packet_id in self._skipped:
-                self._skipped.discard(packet.packet_id)
-                self._answer_local(p.Pubcomp(packet.packet_id))
-            elif isinstance(packet, p.Puback | p.Pubrec | p.Pubrel | p.Pubcomp):
-                self._send(packet)
+    def from_local(self, data: list[bytes]) -> None:
+        """What the core sends to this bridge, one packet each. Nothing of it is decoded: acknowledgements are the same
+        in all versions, and of a PUBLISH only the topic name is looked at."""
+        output = self._output
+        for piece in data:
+            kind = piece[0] & 0xF0
+            if kind == 0x30:
+                self._on_local_publish(piece)
+            elif kind == 0x60 and self._skipped and (packet_id := piece[2] << 8 | piece[3]) in self._skipped:
+                self._skipped.discard(packet_id)
+                self._answer_local(p.Pubcomp(packet_id))
+            elif 0x40 <= kind <= 0x70:  # CONNACK, SUBACK and what else there is are answers to the bridge itself
+                output.append(piece)
 
-    def acknowledge(self, data: bytes) -> None:
-        """An encoded acknowledgement of the core's for the remote broker."""
-        self._output.append(data)
-
-    def _on_local_publish(self, packet: p.Publish) -> None:
+    def _on_local_publish(self, packet: bytes) -> None:
         bridge = self._bridge
-        topic = bridge.outward.map(packet.topic)
-        is_too_large = bool(packet.qos) and packet.packet_id == bridge.too_large
-        if topic is None or is_too_large:  # topic None: queued under an older configuration
-            if is_too_large:
-                bridge.too_large = None
-            if packet.qos == 1:
-                self._answer_local(p.Puback(packet.packet_id))
-            elif packet.qos == 2:
-                self._skipped.add(packet.packet_id)
-                self._answer_local(p.Pubrec(packet.packet_id))
+        first = packet[0]
+        qos = first >> 1 & 3
+        field_at, end = topic_field(packet)
+        packet_id = packet[end] << 8 | packet[end + 1] if qos else 0
+        name = bridge.outward.name(packet[field_at + 2 : end])
+        if name is None or (qos and packet_id == bridge.too_large):
+            self._skip(qos, packet_id)
             return
-        if self._is_paused and not packet.qos:
+        if self._is_paused and not qos:
             bridge.broker.counters.dropped_output_full += 1
             return
         self._last_message = bridge.now()
-        if packet.qos:
-            self.unacknowledged[packet.packet_id] = (len(packet.payload), topic)
-        if self.version != 5 and bridge.may_echo and bridge.inward.covers(topic):
-            bridge.echo.sent(topic, packet.payload, self._last_message)
-        if topic == packet.topic and (self._is_retain_available or not packet.retain):
-            self._output.append(packet.wire)
+        if qos:
+            self.unacknowledged[packet_id] = (len(packet) - end - 2, name.topic)
+        if self.version != 5 and bridge.may_echo and bridge.inward.covers(name.topic):
+            bridge.echo.sent(name.topic, packet[end + 2 * (qos > 0) :], self._last_message)
+        if first & 0x01 and not self._is_retain_available:
+            self._output.append(with_topic(first & 0xFE, name.field, packet[end:]))
+        elif name.is_same:
+            self._output.append(packet)
+        else:
+            self._output.append(with_topic(first, name.field, packet[end:]))
+
+    def _skip(self, qos: int, packet_id: int) -> None:
+        """The remote broker isn't to get it: it can't take it, or it was queued under an older configuration."""
+        if not qos:
             return
-        packet.topic = topic
-        packet.retain = packet.retain and self._is_retain_available
-        self._send(packet)
+        if packet_id == self._bridge.too_large:
+            self._bridge.too_large = None
+        if qos == 1:
+            self._answer_local(p.Puback(packet_id))
+        else:
+            self._skipped.add(packet_id)
+            self._answer_local(p.Pubrec(packet_id))
 
     def _answer_local(self, packet: p.Packet) -> None:
-        self._pass_in(packet)
+        if self._local is not None:
+            self._local.send(packet)
         self._bridge.end_turn_soon()
 
     def local_closed(self, reason: str) -> None:
@@ -476,14 +510,17 @@ _CONNACK_REASONS = {  # MQTT 3.1.1 §3.2.2.3
     4: "bad user name or password",
     5: "not authorized",
 }
+# What is the core's: whether it goes there.
+_FOR_CORE: dict[type, Callable[..., bool]] = {
+    p.Publish: Link._takes_publish,
+    p.Puback: Link._takes_acknowledgement,
+    p.Pubrec: Link._takes_acknowledgement,
+    p.Pubrel: Link._takes_pubrel,
+    p.Pubcomp: Link._takes_acknowledgement,
+}
 _FROM_REMOTE: dict[type, Callable[..., None]] = {
     p.Connack: Link._on_connack,
     p.Suback: Link._on_suback,
-    p.Publish: Link._on_remote_publish,
-    p.Puback: Link._on_acknowledgement,
-    p.Pubrec: Link._on_acknowledgement,
-    p.Pubrel: Link._pass_in,
-    p.Pubcomp: Link._on_acknowledgement,
     p.Pingresp: Link._on_pingresp,
     p.Disconnect: Link._on_remote_disconnect,
 }

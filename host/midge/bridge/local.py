@@ -11,16 +11,11 @@ from midge.core.passage import BRIDGE
 from midge.core.session import NEVER_EXPIRES
 from midge.core.session_limits import SessionRule
 from midge.protocol import packets as p
-from midge.protocol.decoder import Decoder
 from midge.protocol.encoder import encode
 
 if TYPE_CHECKING:
     from midge.bridge.bridge import Bridge
     from midge.bridge.link import Link
-
-
-# First bytes of PUBACK, PUBREC and PUBCOMP: mostly they are four bytes, the same in all versions.
-_CROSS_AS_THEY_ARE = (0x40, 0x50, 0x70)
 
 
 class Local:
@@ -32,25 +27,23 @@ class Local:
         bridge: Bridge,
         link: Link | None,
         version: int,
-        window: int = 65_535,
+        window: int | None = None,
         max_packet_size: int | None = None,
     ) -> None:
-        """*window*, *max_packet_size* (bytes): what the remote broker takes."""
+        """*window*, *max_packet_size* (bytes): what the remote broker takes; None: it hasn't said."""
         self._bridge = bridge
         self._link = link
         self._version = version
-        self._decoder = Decoder(
-            "client", version, max_packet_size=bridge.broker.limits.max_packet_size + 70_000
-        )
         self._core: Connection = bridge.broker.open(f"bridge {bridge.section.name}", self, bridge.now())
         self._core.is_trusted = True  # whoever wrote the configuration has already allowed it
         properties: p.Properties = {}
         if version == 5:
             properties = {
                 "session_expiry_interval": NEVER_EXPIRES,
-                "receive_maximum": window,
                 "user_property": [(BRIDGE, "1")],
             }
+            if window is not None:
+                properties["receive_maximum"] = window
             if max_packet_size is not None:
                 properties["maximum_packet_size"] = max_packet_size
         elif max_packet_size is not None:
@@ -68,6 +61,7 @@ class Local:
             bridge.local_client_id, False, 0, version, is_bridge=version != 5, properties=properties
         )
         self._core.receive_data(encode(connect, version), bridge.now())
+        self._core.plain_version = 0  # each PUBLISH is looked at by itself, so each has to come by itself
 
     def forget_received(self) -> None:
         """What the remote broker had under way is gone with its session; the same identifiers now belong to new
@@ -106,8 +100,11 @@ class Local:
         owed = (*session.in_flight.values(), *session.queue.in_memory())
         return {delivery.message.topic for delivery in owed if delivery.retain}
 
-    def send(self, packet: p.Packet) -> None:
-        self._core.receive_packet(packet, self._bridge.now())
+    def send(self, *packets: p.Packet) -> None:
+        self.send_all(list(packets))
+
+    def send_all(self, packets: list[p.Packet | p.PublishRun]) -> None:
+        self._core.receive_packets(packets, self._bridge.now())
 
     # -- midge.core.connection.Owner --
 
@@ -116,12 +113,8 @@ class Local:
         link = self._link
         if link is None:
             return
-        for piece in data:  # a packet each
-            if len(piece) == 4 and piece[0] in _CROSS_AS_THEY_ARE:
-                link.acknowledge(piece)
-            else:
-                link.from_local(self._decoder.receive_data(piece))
         if data:
+            link.from_local(data)  # a packet each
             link.flush()
         if self._core.is_closing and self._core.is_drained:
             link.local_closed(self._core.close_reason)

@@ -5,9 +5,11 @@ Knows the `topics` of one bridge, nothing of connections.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from midge.config import BridgeTopic
 from midge.protocol.topics import matches
+from midge.protocol.wire import encode_string
 
 # Topic names whose mapping is remembered, each direction; more topics only cost time.
 _MAPPED_MAX = 10_000
@@ -29,12 +31,21 @@ class _Rule:
         return self.to_prefix + topic[len(self.from_prefix) :] or None
 
 
+class Name(NamedTuple):
+    """A topic name on the other side."""
+
+    topic: str
+    field: bytes  # as PUBLISH has it, with its length before it
+    is_same: bool  # as on this side
+
+
 class Rules:
     """The rules of one direction. The first that matches maps a message, as in Mosquitto."""
 
     def __init__(self, rules: list[_Rule]) -> None:
         self._rules = rules
         self._mapped: dict[str, str | None] = {}
+        self._names: dict[bytes, Name | None] = {}
 
     @classmethod
     def inward(cls, topics: list[BridgeTopic]) -> Rules:
@@ -61,6 +72,20 @@ class Rules:
             self._mapped.clear()
         self._mapped[topic] = mapped
         return mapped
+
+    def name(self, encoded: bytes) -> Name | None:
+        """As `map`, of a topic name as it is in a packet."""
+        try:
+            return self._names[encoded]
+        except KeyError:
+            pass
+        topic = encoded.decode()
+        mapped = self.map(topic)
+        name = None if mapped is None else Name(mapped, encode_string(mapped), mapped == topic)
+        if len(self._names) >= _MAPPED_MAX:
+            self._names.clear()
+        self._names[encoded] = name
+        return name
 
     def covers(self, topic: str) -> bool:
         """Whether *topic*, of the side that messages come from, is subscribed to there."""

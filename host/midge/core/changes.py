@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from midge.core.message import Message, MessageRow
-from midge.protocol.properties import encode_properties
 
 if TYPE_CHECKING:
     from midge.core.routing import Subscription
@@ -133,16 +132,13 @@ class Reader(Protocol):
 
 def message_row(message: Message) -> MessageRow:
     """Its `MessageRow`."""
-    properties = None
-    if message.properties:
-        properties = encode_properties(message.properties, "PUBLISH")
     return (
         message.key,
         message.topic,
         message.payload,
         message.qos,
         message.retain,
-        properties,
+        message.encoded_properties() if message.properties else None,
         message.expires_at,
     )
 

@@ -165,13 +165,13 @@ class Connection(Output):
         else:
             self._handle(packets, now)
 
-    def receive_packet(self, packet: p.Packet, now: float) -> None:
-        """The next packet of a client in our own process that has sent its CONNECT: there is nothing to decode."""
+    def receive_packets(self, packets: list[p.Packet | p.PublishRun], now: float) -> None:
+        """The next packets of a client in our own process that has sent its CONNECT: there is nothing to decode."""
         if self.is_closing:
             return
         self.last_received = now
-        self.broker.counters.messages_received += 1
-        self._handle([packet], now)
+        self.broker.counters.messages_received += len(packets)
+        self._handle(packets, now)
 
     def set_limits(self, limits: Limits) -> None:
         """They have changed. What CONNACK announced stays."""

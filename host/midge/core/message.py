@@ -35,6 +35,7 @@ class Message:
     """
 
     __slots__ = (
+        "_encoded",
         "_form",
         "_other_parts",
         "_parts",
@@ -63,6 +64,7 @@ class Message:
         self.properties = properties
         self.expires_at = expires_at
         self.key = 0
+        self._encoded = b""  # its properties as 5.0 has them, once somebody has asked
         # Encoded, by QoS << 4 | retain << 3 | version: mostly there is one form, and it needs no dictionary.
         self._form = -1
         self._parts = _NO_PARTS
@@ -90,6 +92,8 @@ class Message:
     def with_properties(cls, source: Publish | Will, topic: str, now: float) -> Message:
         """The message in a will, or in a PUBLISH that may have properties."""
         properties = source.properties or {}
+        if len(properties) == 1 and "user_property" in properties:  # a bridge's mark, mostly
+            return cls(topic, source.payload, source.qos, source.retain, properties)
         kept = {name: properties[name] for name in _END_TO_END if name in properties}  # type: ignore[literal-required]
         expiry_s = properties.get("message_expiry_interval")
         return cls(
@@ -104,8 +108,15 @@ class Message:
     def set_properties(self, properties: Properties) -> None:
         """Other properties from now on: what was encoded with the former ones is not sent any more."""
         self.properties = properties
+        self._encoded = b""
         self._form = -1
         self._other_parts = None
+
+    def encoded_properties(self) -> bytes:
+        """With their length before them. Those that travel with it: not when it expires."""
+        if not self._encoded:
+            self._encoded = encode_properties(self.properties, "PUBLISH") if self.properties else _NO_PROPERTIES
+        return self._encoded
 
     @classmethod
     def restored(cls, row: MessageRow) -> Message:
@@ -135,9 +146,7 @@ class Message:
             return self._parts
         if self._other_parts is not None and form in self._other_parts:
             return self._other_parts[form]
-        properties = _NO_PROPERTIES
-        if version == 5 and self.properties:
-            properties = encode_properties(self.properties, "PUBLISH")
+        properties = self.encoded_properties() if version == 5 else _NO_PROPERTIES
         parts = publish_parts(self.topic, self.payload, properties, qos, retain, version)
         if self._form < 0:
             self._form, self._parts = form, parts
