@@ -18,10 +18,8 @@ from typing import TYPE_CHECKING, cast
 
 from midge.bridge.echo import PROBE_TIMEOUT_S
 from midge.bridge.local import Local
+from midge.bridge.packets import connack_reason, connect_packet, reason, topic_field, with_topic
 from midge.bridge.sync import RetainedSync
-from midge.bridge.wire import topic_field, with_topic
-from midge.core.passage import BRIDGE
-from midge.core.session import NEVER_EXPIRES
 from midge.protocol import packets as p
 from midge.protocol.decoder import Decoder
 from midge.protocol.encoder import encode
@@ -157,35 +155,11 @@ class Link(asyncio.Protocol):
         # Our session is new: its packet identifiers start at 1 again, and the remote broker must not
         # take one for the rest of an old QoS 2 exchange and drop the message as a duplicate.
         self.is_cleaning = self._bridge.outward.has_qos2 and self._bridge.is_session_new
-        self._send(self._connect_packet(self.is_cleaning))
-        self.flush()
-
-    def _connect_packet(self, clean_start: bool) -> p.Connect:
-        bridge = self._bridge
-        section = bridge.section
-        properties: p.Properties = {}
-        if self.version == 5:
-            limits = bridge.broker.limits
-            properties = {
-                "session_expiry_interval": 0 if clean_start else NEVER_EXPIRES,
-                "receive_maximum": limits.receive_maximum,
-                "maximum_packet_size": limits.max_packet_size,
-                "user_property": [(BRIDGE, "1")],
-            }
         will = None
-        if self._notifies and not clean_start:
+        if self._notifies and not self.is_cleaning:
             will = p.Will(self._notification_topic, b"0", 1, True)
-        return p.Connect(
-            client_id=bridge.remote_client_id,
-            clean_start=clean_start,
-            keep_alive_s=section.keep_alive,
-            level=self.version,
-            is_bridge=self._is_marked,
-            will=will,
-            username=section.username,
-            password=None if section.password is None else section.password.encode(),
-            properties=properties,
-        )
+        self._send(connect_packet(self._bridge, self.is_cleaning, will))
+        self.flush()
 
     def data_received(self, data: bytes) -> None:
         self._last_received = self._bridge.now()
@@ -257,7 +231,7 @@ class Link(asyncio.Protocol):
         bridge = self._bridge
         if packet.reason_code:
             self.is_too_new = packet.reason_code in (ReasonCode.UNSUPPORTED_PROTOCOL_VERSION, 1)  # 1: in 3.1.1
-            self._end(f"refused by the remote broker: {_reason(packet.reason_code, _CONNACK_REASONS)}")
+            self._end(f"refused by the remote broker: {connack_reason(packet.reason_code)}")
             return
         if self.is_cleaning:
             bridge.is_session_new = False
@@ -385,7 +359,7 @@ class Link(asyncio.Protocol):
             "bridge %s: the remote broker refuses %a: %s",
             self._bridge.section.name,
             topic,
-            _reason(packet.reason_code),
+            reason(packet.reason_code),
             extra=self._bridge.known,
         )
 
@@ -415,7 +389,7 @@ class Link(asyncio.Protocol):
             self._bridge.echo.found(False)
 
     def _on_remote_disconnect(self, packet: p.Disconnect) -> None:
-        self._end(f"the remote broker disconnects: {_reason(packet.reason_code)}")
+        self._end(f"the remote broker disconnects: {reason(packet.reason_code)}")
 
     # -- from our core --
 
@@ -494,22 +468,6 @@ class Link(asyncio.Protocol):
             self._send(p.Publish(self._notification_topic, state.encode(), 0, True))
 
 
-def _reason(code: int, texts: dict[int, str] | None = None) -> str:
-    if texts is not None and code in texts:
-        return texts[code]
-    try:
-        return ReasonCode(code).name.lower().replace("_", " ")
-    except ValueError:
-        return f"code {code}"
-
-
-_CONNACK_REASONS = {  # MQTT 3.1.1 §3.2.2.3
-    1: "protocol version not accepted",
-    2: "client identifier not accepted",
-    3: "server unavailable",
-    4: "bad user name or password",
-    5: "not authorized",
-}
 # What is the core's: whether it goes there.
 _FOR_CORE: dict[type, Callable[..., bool]] = {
     p.Publish: Link._takes_publish,

@@ -105,10 +105,11 @@ class Message:
             None if expiry_s is None else now + expiry_s,
         )
 
-    def set_properties(self, properties: Properties) -> None:
-        """Other properties from now on: what was encoded with the former ones is not sent any more."""
+    def set_properties(self, properties: Properties, encoded: bytes = b"") -> None:
+        """Other properties from now on: what was encoded with the former ones is not sent any more. *encoded*: the same
+        as 5.0 has them, by who knows."""
         self.properties = properties
-        self._encoded = b""
+        self._encoded = encoded
         self._form = -1
         self._other_parts = None
 

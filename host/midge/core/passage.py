@@ -17,12 +17,16 @@ from typing import TYPE_CHECKING
 
 from midge.core.message import Message
 from midge.core.outgoing import send_qos0
+from midge.protocol.wire import encode_string, encode_variable_integer, read_variable_integer
 
 if TYPE_CHECKING:
     from midge.core.session import Session
 
 # The user property; its value is "IDENTIFIER BROKER BROKER ...".
 MARK = "midge-passage"
+_MARK_NAME = b"\x26" + encode_string(MARK)
+# bytes by which a PUBLISH without properties grows at most by the mark that we give it, which has a value of up to 42.
+MARK_BYTES_MAX = 80
 # The user property by which CONNECT says in 5.0 that it is a bridge's; 3.1.1 has the protocol level's high bit.
 BRIDGE = "midge-bridge"
 # What the client identifiers of our own bridges start with; nobody from outside takes over their sessions.
@@ -96,17 +100,37 @@ class Passage:
 
     def mark(self, message: Message, bridges: list[Session]) -> None:
         """*message* leaves over *bridges*. Call before it is stored or encoded for anyone."""
-        for session in bridges:
+        if self.has_room_for_mark(bridges) and _find(message) is None:
+            _set(message, self._new_mark(message.topic))
+
+    def has_room_for_mark(self, bridges: list[Session]) -> bool:
+        """Whether one of *bridges* is not of 3.1.1, or may not be when it is back."""
+        for session in bridges:  # noqa: SIM110 - each message asks, and any() costs three times as much
             if session.connection is None or session.connection.version == 5:
-                break
-        else:
-            return  # 3.1.1 on all of them: no room for a mark
-        if _find(message) is not None:
-            return
+                return True
+        return False
+
+    def marked(self, topic: str, wire: bytes, version: int) -> list[bytes]:
+        """The packets in *wire*, PUBLISHes of *version* on *topic* at QoS 0 without properties, not retained: each in
+        5.0, with a mark of its own."""
+        topic_size = 2 + len(topic.encode())
+        found = []
+        at = 0
+        while at < len(wire):
+            length, body = read_variable_integer(wire, at + 1, len(wire))
+            at = body + length
+            payload_at = body + topic_size
+            mark = _encoded(self._new_mark(topic))
+            payload = wire[payload_at + (version == 5) : at]
+            head = b"\x30" + encode_variable_integer(topic_size + len(mark) + len(payload))
+            found.append(b"".join((head, wire[body:payload_at], mark, payload)))
+        return found
+
+    def _new_mark(self, topic: str) -> str:
         self._last += 1
         identifier = f"{self.name}-{self._last:x}"
-        self._remember((identifier, message.topic))
-        _set(message, f"{identifier} {self.name}")
+        self._remember((identifier, topic))
+        return f"{identifier} {self.name}"
 
     def admits(
         self,
@@ -225,6 +249,18 @@ def _find(message: Message) -> str | None:
 
 
 def _set(message: Message, value: str) -> None:
-    properties = message.properties or {}
-    others = [pair for pair in properties.get("user_property", ()) if pair[0] != MARK]
+    properties = message.properties
+    pairs = [] if properties is None else properties.get("user_property", [])
+    if properties is None or (len(properties) == 1 and len(pairs) == 1 and pairs[0][0] == MARK):
+        message.set_properties({"user_property": [(MARK, value)]}, _encoded(value))  # mostly it has nothing else
+        return
+    others = [pair for pair in pairs if pair[0] != MARK]
     message.set_properties({**properties, "user_property": [*others, (MARK, value)]})
+
+
+def _encoded(value: str) -> bytes:
+    """The properties of a PUBLISH that has nothing but a mark."""
+    encoded = value.encode()
+    size = len(encoded)
+    field = _MARK_NAME + bytes((size >> 8, size & 0xFF)) + encoded
+    return encode_variable_integer(len(field)) + field

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from midge.core import passage
 from midge.core.passage import BRIDGE, MARK
 from midge.protocol import packets as p
+from midge.protocol.encoder import encode
 
-from .harness import Client, Core
+from .harness import Client, Core, publish_packet
 
 BRIDGE_PROPERTIES: Any = {"user_property": [(BRIDGE, "1")]}
 
@@ -221,3 +223,69 @@ def test_nobody_takes_over_the_session_of_a_bridge_of_ours() -> None:
     core = Core()
     client = core.client("bridge/kitchen")
     assert client.take()[0].reason_code == 2 and not client.is_open
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_messages_that_come_together_are_marked_one_by_one_for_all_who_speak_5_0(version: int) -> None:
+    core = Core()
+    link, reader, old = bridge(core, "b1"), core.client("r", 5), core.client("o", 4)
+    for client in (reader, old):
+        client.subscribe("t", 0)
+    payloads = [bytes(size) for size in (0, 1, 60, 61, 124, 125, 126, 127, 128, 20_000)]
+    publisher = core.client("publisher", version)
+    publisher.send_bytes(b"".join(encode(publish_packet("t", payload), version) for payload in payloads))
+    sent = [link.take(p.Publish), reader.take(p.Publish), old.take(p.Publish)]
+    assert [[packet.payload for packet in each] for each in sent] == [payloads] * 3
+    marks = [mark_of(packet) for packet in sent[0]]
+    assert len(set(marks)) == len(payloads) and None not in marks
+    assert [mark_of(packet) for packet in sent[1]] == marks
+    link.publish("t", sent[0][3].payload, properties=sent[0][3].properties)
+    assert reader.take(p.Publish) == [], "it has been here"
+
+
+def test_a_run_for_somebody_who_wants_more_is_marked_all_the_same() -> None:
+    core = Core()
+    link, reader = bridge(core, "b1"), core.client("r", 5)
+    reader.subscribe("t", 0, properties={"subscription_identifier": [7]})
+    core.client("publisher").send_bytes(2 * encode(publish_packet("t", b"x"), 4))
+    read = reader.take(p.Publish)
+    assert [packet.properties["subscription_identifier"] for packet in read] == [[7], [7]]
+    assert [mark_of(packet) for packet in read] == [mark_of(packet) for packet in link.take(p.Publish)]
+
+
+def test_what_a_bridge_can_t_take_is_kept_from_it_alone() -> None:
+    core = Core()
+    link, reader = core.client("b1", 5, properties=BRIDGE_PROPERTIES | {"maximum_packet_size": 200}), core.client("r")
+    link.subscribe("#", 1, no_local=True, retain_as_published=True)
+    reader.subscribe("t", 0)
+    core.client("publisher").send_bytes(
+        b"".join(encode(publish_packet("t", bytes(size)), 4) for size in (10, 300, 20))
+    )
+    assert [len(packet.payload) for packet in link.take(p.Publish)] == [10, 20]
+    assert [len(packet.payload) for packet in reader.take(p.Publish)] == [10, 300, 20]
+
+
+def test_the_marks_of_the_last_messages_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passage, "_MARKS_MIN", 10)
+    core = Core()
+    link, subscriber = bridge(core, "b1"), core.client("s", 5)
+    subscriber.subscribe("t", 0)
+    for number in range(100):
+        link.publish("t", properties={"user_property": [(MARK, f"other-{number} other")]})
+        link.publish("t", properties={"user_property": [(MARK, f"other-{max(0, number - 9)} other")]})
+    assert len(subscriber.take(p.Publish)) == 100
+    assert len(core.broker.passage._marks | core.broker.passage._older_marks) <= 20
+
+
+def test_a_bridge_is_sent_as_many_as_it_asks_for_and_a_client_no_more_than_the_window() -> None:
+    core = Core(max_inflight_messages=5, receive_maximum=30)
+    under_way = []
+    for properties in ({"receive_maximum": 25}, {"receive_maximum": 1000}, {}):
+        for is_bridge in (True, False):
+            client = core.client("c", 5, properties=properties | (BRIDGE_PROPERTIES if is_bridge else {}))
+            client.subscribe("t", 1)
+            publisher = core.client("p")
+            for number in range(50):
+                publisher.publish("t", qos=1, packet_id=number + 1)
+            under_way.append(len(client.take(p.Publish)))
+    assert under_way == [25, 5, 30, 5, 5, 5]
