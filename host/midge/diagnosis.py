@@ -230,6 +230,14 @@ def own_addresses() -> list[str]:
 
 def _reach(bind: str, port: int, answer: str, is_mqtt: bool) -> Iterator[Finding]:
     if is_loopback(bind):
+        # A broker that was started with --bind listens elsewhere than the file says, or the defaults.
+        others = own_addresses() if answer == "broker" else []
+        reached = [each for each in others if knock(each, port) == "broker"]
+        for address in reached:
+            yield Finding("network", OK, f"boards can use mqtt://{address}:{port}: what runs listens there, too")
+        if reached:
+            yield from _firewall(port)
+            return
         yield Finding(
             "network",
             NOTE,

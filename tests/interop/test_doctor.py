@@ -127,6 +127,15 @@ def test_what_others_can_reach_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [one.status for one in diagnosis.listeners(config) if one.about == "network"] == [WARNING]
 
 
+def test_a_broker_that_listens_elsewhere_than_the_file_says_is_found_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    with brokers.start_host() as running:
+        config = parse({"listener": [{"bind": "127.0.0.1", "port": running.port}]}, "a test", Path())
+        for address, status in (("127.0.0.2", NOTE), ("127.0.0.1", OK)):
+            monkeypatch.setattr(diagnosis, "own_addresses", lambda address=address: [address])
+            [told, *_] = [one for one in diagnosis.listeners(config) if one.about == "network"]
+            assert told.status == status
+
+
 def test_a_full_disk_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for free, status in ((5_000_000, PROBLEM), (500_000_000, WARNING), (5_000_000_000, OK)):
         usage = type("Usage", (), {"free": free, "total": 10_000_000_000})

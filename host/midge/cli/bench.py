@@ -11,7 +11,6 @@ import os
 import ssl
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -230,9 +229,8 @@ def _measure(
         for address in addresses:
             name = f"{address.host}:{address.port}"
             progress.begin(f"QoS {scenario.qos}, {scenario.name}, {name}, {number + 1} of {options.rounds}")
-            cpu_s = time.process_time()
             outcome = scenario.run(address, options.seconds, progress.tell)
-            runs[name].append(_figures(outcome, time.process_time() - cpu_s))
+            runs[name].append(_figures(outcome))
             progress.end(options.seconds)
     row = {"scenario": scenario.name, "qos": scenario.qos, "size": options.size, "runs": runs}
     if not options.json:
@@ -240,7 +238,7 @@ def _measure(
     return row
 
 
-def _figures(outcome: flows.Outcome, load_s: float) -> dict[str, float]:
+def _figures(outcome: flows.Outcome) -> dict[str, float]:
     figures = {
         "per_second": outcome.count / outcome.seconds if outcome.seconds else 0.0,
         "delivered": outcome.count,
@@ -248,7 +246,7 @@ def _figures(outcome: flows.Outcome, load_s: float) -> dict[str, float]:
         "lost": outcome.faults.lost,
         "doubled": outcome.faults.doubled,
         "disordered": outcome.faults.disordered,
-        "load_share": load_s / outcome.seconds if outcome.seconds else 0.0,
+        "load_share": outcome.cpu_s / outcome.seconds if outcome.seconds else 0.0,
     }
     if len(outcome.latencies_us) > 1:
         cuts = statistics.quantiles(outcome.latencies_us, n=1000, method="inclusive")

@@ -41,6 +41,7 @@ class Outcome:
     sent: int = 0
     faults: Faults = field(default_factory=Faults)
     latencies_us: list[float] = field(default_factory=list)
+    cpu_s: float = 0.0  # of this process meanwhile
 
 
 class Flow:
@@ -118,6 +119,7 @@ def run(
     flows = shape.flows(address)
     subscribers = list({id(one): one for each in flows for one in each.subscribers}.values())
     outcome = Outcome()
+    cpu_s = time.process_time()
     start = last = time.perf_counter()
     seen = 0
 
@@ -139,6 +141,7 @@ def run(
 
     serve([*(one.publisher for one in flows), *subscribers], go_on)
     outcome.seconds = last - start
+    outcome.cpu_s = time.process_time() - cpu_s
     for one in flows:
         one.publisher.close()
         outcome.sent += one.publisher.sent
@@ -158,6 +161,7 @@ def ping_pong(address: Address, seconds: float, qos: int) -> Outcome:
     sub.subscribe(qos)
     publisher = Publisher(address, qos, 1)
     outcome = Outcome()
+    cpu_s = time.process_time()
     begin = time.perf_counter()
     while (start := time.perf_counter()) < begin + seconds:
         publisher.publish(publisher.sent)
@@ -172,6 +176,7 @@ def ping_pong(address: Address, seconds: float, qos: int) -> Outcome:
             sub.receive()
     outcome.count = outcome.sent = sub.delivered
     outcome.seconds = time.perf_counter() - begin
+    outcome.cpu_s = time.process_time() - cpu_s
     outcome.faults.add(sub.faults)
     publisher.close()
     sub.close()
