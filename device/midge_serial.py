@@ -52,18 +52,24 @@ _ESCAPES = ((b"\xdb", b"\xdb\xdd"), (b"\xc0", b"\xdb\xdc"), (b"\x01", b"\xdb\x81
 
 # bytes of the other side's buffer that frames don't use: room for two acknowledgements, each escaped.
 _RESERVE = const(24)
-# bytes of data in a frame. Two full frames (9 bytes more each) and the reserve fill a UART's usual buffer of 256: while
-# one is acknowledged the other is on the line. Each loss halves the size, down to a frame that survives a bit error
-# rate of 1e-3 in 4 of 5 cases.
-_DATA_MAX = const(104)
+# bytes of data in a frame: so many that two frames and the reserve fit into the other side's buffer, 104 with a UART's
+# usual 256, since while one is acknowledged the other is on the line. Each loss halves the size, down to a frame that
+# survives a bit error rate of 1e-3 in 4 of 5 cases.
+_DATA_MAX = const(240)
+_OVERHEAD = const(12)  # bytes of a frame beside its data, with three of them escaped
 _DATA_MIN = const(16)
 # bytes without END that can't be a frame any more: garbage, or a console that talks.
-_FRAME_MAX = const(256)
+_FRAME_MAX = const(512)
+# bytes without acknowledgement at most, also where the other side holds more: what is sent again has to wait for all
+# that is under way. 89 ms at 115,200 baud; a USB converter alone may take 16 to hand over what has come (FTDI).
+_WINDOW = const(1024)
+# bytes under way that keep the line busy until an acknowledgement comes: meanwhile a frame waits until it is full.
+_BUSY = const(200)
 
 # ms until a frame without acknowledgement is sent again: twice what acknowledgements take, and this, up to the maximum;
-# from the fourth time on twice as long. A full buffer takes 22 ms at 115,200 baud and 267 at 9,600.
+# from the fourth time on twice as long. A full window takes 89 ms at 115,200 baud and 1070 at 9,600.
 _RETRY_MS = const(20)
-_RETRY_MAX_MS = const(1000)
+_RETRY_MAX_MS = const(2500)
 _USUAL_MS = const(60)  # what acknowledgements take, as long as nothing is known
 # ms without any progress until the link starts anew and its channels end.
 _DEAD_MS = const(15000)
@@ -165,10 +171,11 @@ class Link:
         self.is_up = False
         self._lanes = {LOG: self.log}
         self._credit = 0  # bytes that the other side's receiver holds; its hello tells
-        self._size = _DATA_MAX
+        self._size = self._size_max = _DATA_MIN  # of data in a frame; the hello tells, too
         self._number = 0  # of the next frame that we send
         self._expected = 0  # of the next frame that we take
-        self._unacknowledged = []  # (number, when it was first sent, bytes on the line, kind|channel, data)
+        # [number, when it was first sent, bytes on the line, kind|channel, data, when it was sent again or None]
+        self._unacknowledged = []
         self._under_way = 0  # their bytes on the line
         self._again = False  # the first of them has to be sent again
         self._again_at = now  # when that last happened
@@ -235,7 +242,8 @@ class Link:
         if fields[5] == "0":
             self._hello_due = True
         if int(fields[4]) == self._nonce and not self.is_up:
-            self._credit = max(int(fields[2]), 128) - _RESERVE
+            self._credit = min(max(int(fields[2]), 128) - _RESERVE, _WINDOW)
+            self._size = self._size_max = min(_DATA_MAX, self._credit // 2 - _OVERHEAD)
             self.peer_name = fields[6]
             self.is_up = self._hello_due = True
             self.on_up(True)
@@ -243,9 +251,9 @@ class Link:
     def _receive_acknowledgement(self, kind, acknowledged, now):
         waiting = self._unacknowledged
         while waiting and (acknowledged - waiting[0][0] - 1) & 0xFF < len(waiting):
-            _, sent_at, size, _, _ = waiting.pop(0)
+            _, sent_at, size, _, _, _ = waiting.pop(0)
             self._under_way -= size
-            self._size = min(_DATA_MAX, self._size + 4)
+            self._size = min(self._size_max, self._size + 4)
             if ticks_diff(sent_at, self._again_at) > 0:  # else it may have waited for another that was lost
                 self._usual_ms = (3 * self._usual_ms + ticks_diff(now, sent_at)) // 4
             self._tries = 0
@@ -253,9 +261,10 @@ class Link:
         if kind == _FULL:
             self._progress_at = now
         elif kind == _GAP and waiting:
-            again_ms = ticks_diff(now, self._again_at)
-            if again_ms >= self._usual_ms or ticks_diff(waiting[0][1], self._again_at) > 0:
-                self._send_again()  # else it is already on its way once more
+            last = waiting[0][5]
+            # None: the line keeps the order, so it is lost. Else it may already be on its way once more.
+            if last is None or ticks_diff(now, last) >= self._usual_ms:
+                self._send_again()
 
     def _send_again(self):
         self._again = True
@@ -339,8 +348,9 @@ class Link:
             if self._unacknowledged:
                 self._sent_at = self._again_at = now
                 self.frames_again += 1
-                number, _, _, kind, data = self._unacknowledged[0]
-                output += self._encode(kind, number, data)  # anew: with what is acknowledged by now
+                first = self._unacknowledged[0]
+                first[5] = now
+                output += self._encode(first[3], first[0], first[4])  # anew: with what is acknowledged by now
         frame = self._next_frame(now)
         while frame:
             output += frame
@@ -366,6 +376,8 @@ class Link:
                 kind = _OPEN
             elif lane._output:
                 kind = _DATA
+                if len(lane._output) < self._size and self._under_way >= _BUSY:
+                    continue
             elif lane._closing:
                 kind = _CLOSE
             else:
@@ -375,13 +387,13 @@ class Link:
             frame = self._encode(kind | channel, self._number, data)
             while len(frame) > self._credit - self._under_way:
                 size //= 2
-                if not size:
+                if not size or self._under_way >= _BUSY:
                     return None
                 data = lane._output[:size]
                 frame = self._encode(kind | channel, self._number, data)
             if not self._unacknowledged:
                 self._sent_at = self._progress_at = now
-            self._unacknowledged.append((self._number, now, len(frame), kind | channel, data))
+            self._unacknowledged.append([self._number, now, len(frame), kind | channel, data, None])
             self._number = (self._number + 1) & 0xFF
             self._under_way += len(frame)
             self._turn = channel + 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 import binascii
 import secrets
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 # Kinds of frames, in the high half of the first byte; the low half is the channel.
 HELLO = 0x00
@@ -31,12 +31,18 @@ _ESCAPES = (
 )
 
 _RESERVE = 24  # bytes of the other side's buffer that frames don't use: room for two acknowledgements, each escaped
-_DATA_MAX = 104  # bytes of data in a frame: two frames and the reserve fill a UART's usual 256
+_DATA_MAX = 240  # bytes of data in a frame; 104 where two frames and the reserve have to fit into a UART's usual 256
+_OVERHEAD = 12  # bytes of a frame beside its data, with three of them escaped
 _DATA_MIN = 16  # survives a bit error rate of 1e-3 in 4 of 5 cases
-_FRAME_MAX = 256  # bytes without END that can't be a frame any more
+_FRAME_MAX = 512  # bytes without END that can't be a frame any more
+# bytes without acknowledgement at most, also where the other side holds more: what is sent again has to wait for all
+# that is under way. 89 ms at 115,200 baud; a USB converter alone may take 16 to hand over what has come (FTDI).
+_WINDOW = 1024
+# bytes under way that keep the line busy until an acknowledgement comes: meanwhile a frame waits until it is full.
+_BUSY = 200
 # s until a frame is sent again: twice what acknowledgements take, and this; from the fourth time on twice as long
 _RETRY_S = 0.02
-_RETRY_MAX_S = 1.0
+_RETRY_MAX_S = 2.5  # a full window takes 1.07 s at 9,600 baud
 _USUAL_S = 0.06  # what acknowledgements take, as long as nothing is known
 _DEAD_S = 15.0  # without any progress until the link starts anew and its channels end
 _HELLO_S = 1.0  # between hellos while nobody answers
@@ -105,7 +111,8 @@ def _ignore(_: object) -> None:
     pass
 
 
-class _Sent(NamedTuple):
+@dataclass(slots=True)
+class _Sent:
     """A frame without acknowledgement."""
 
     number: int
@@ -113,6 +120,7 @@ class _Sent(NamedTuple):
     size: int  # bytes on the line
     header: int
     data: bytes
+    last_at: float | None = None  # when it was sent again
 
 
 class Link:
@@ -152,7 +160,7 @@ class Link:
         self.is_up = False
         self._lanes = {LOG: self.log}
         self._credit = 0  # bytes that the other side's receiver holds; its hello tells
-        self._size = _DATA_MAX
+        self._size = self._size_max = _DATA_MIN  # of data in a frame; the hello tells, too
         self._number = 0  # of the next frame that we send
         self._expected = 0  # of the next frame that we take
         self._unacknowledged: list[_Sent] = []
@@ -224,7 +232,9 @@ class Link:
         if not is_up:
             self._hello_due = True
         if echo == self._nonce and not self.is_up:
-            self._credit = max(buffer, 128) - _RESERVE
+            self._credit = min(max(buffer, 128) - _RESERVE, _WINDOW)
+            self._size_max = min(_DATA_MAX, self._credit // 2 - _OVERHEAD)
+            self._size = self._size_max
             self.peer_name = fields[6]
             self.is_up = self._hello_due = True
             self.on_up(True)
@@ -234,7 +244,7 @@ class Link:
         while waiting and (acknowledged - waiting[0].number - 1) & 0xFF < len(waiting):
             sent = waiting.pop(0)
             self._under_way -= sent.size
-            self._size = min(_DATA_MAX, self._size + 4)
+            self._size = min(self._size_max, self._size + 4)
             if sent.first_at > self._again_at:  # else it may have waited for another that was lost
                 self._usual_s = 0.75 * self._usual_s + 0.25 * (now - sent.first_at)
             self._tries = 0
@@ -245,8 +255,9 @@ class Link:
             self._send_again()
 
     def _is_on_its_way(self, now: float) -> bool:
-        """The first frame has been sent again lately."""
-        return now - self._again_at < self._usual_s and self._unacknowledged[0].first_at <= self._again_at
+        """The first frame has been sent again lately. If it hasn't: the line keeps the order, so it is lost."""
+        last_at = self._unacknowledged[0].last_at
+        return last_at is not None and now - last_at < self._usual_s
 
     def _send_again(self) -> None:
         self._again = True
@@ -331,6 +342,7 @@ class Link:
                 self._sent_at = self._again_at = now
                 self.frames_again += 1
                 first = self._unacknowledged[0]
+                first.last_at = now
                 # Encoded anew: with what is acknowledged by now.
                 output.append(self._encode(first.header, first.number, first.data))
         while (frame := self._next_frame(now)) is not None:
@@ -357,6 +369,8 @@ class Link:
                 kind = OPEN
             elif lane.output:
                 kind = DATA
+                if len(lane.output) < self._size and self._under_way >= _BUSY:
+                    continue
             elif lane.is_closing:
                 kind = CLOSE
             else:
@@ -365,7 +379,7 @@ class Link:
             frame = self._encode(kind | lane.channel, self._number, lane.output[:size])
             while len(frame) > self._credit - self._under_way:
                 size //= 2
-                if not size:
+                if not size or self._under_way >= _BUSY:
                     return None
                 frame = self._encode(kind | lane.channel, self._number, lane.output[:size])
             if not self._unacknowledged:

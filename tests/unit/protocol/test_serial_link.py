@@ -65,7 +65,7 @@ def joined() -> tuple[Link, Link]:
     return one, other
 
 
-def pass_on(one: Link, other: Link, now: float = 0.0) -> None:
+def pass_on(one: Link, other: Link, now: float = 0) -> None:
     while (data := one.data_to_send(now)) + (back := other.data_to_send(now)):
         other.receive_data(data, now)
         one.receive_data(back, now)
@@ -176,10 +176,68 @@ def test_the_log_channel_needs_no_opening():
     assert lines == [b"hello\n"]
 
 
-def test_a_small_buffer_of_the_other_side_is_never_overrun():
-    one, other = Link("one", 0.0), Link("other", 0.0, buffer=128)
+@pytest.mark.parametrize("make", [Link, midge_serial.Link])
+@pytest.mark.parametrize(("buffer", "most"), [(128, 104), (256, 232), (4096, 1024)])
+def test_what_is_under_way_fits_into_the_buffer_of_the_other_side(make, buffer, most):
+    one, other = make("one", 0), Link("other", 0.0, buffer)
+    other.on_input = lambda lane: lane.read()
     pass_on(one, other)
     lane = one.open(1)
     assert lane is not None
-    lane.write(b"\x03" * 512)  # each of them takes two bytes on the line
-    assert 0 < len(one.data_to_send(0.0)) <= 128
+    pass_on(one, other)
+    for data in (b"\x03" * 512, bytes(range(256)) * 2, b"x" * 512):  # the first take two bytes each on the line
+        lane.write(data)
+        lost = one.data_to_send(0)
+        assert min(most, 512) // 2 < len(lost) <= most
+        other.receive_data(lost, 0)
+        pass_on(one, other)
+
+
+def frames_of(data: bytes, seed: int) -> list[bytes]:
+    """The data of its DATA frames."""
+    frames = [decode_frame(part, seed) for part in data.split(b"\xc0") if part]
+    return [frame[3] for frame in frames if frame is not None and frame[0] & 0xF0 == DATA]
+
+
+@pytest.mark.parametrize("make", [Link, midge_serial.Link])
+def test_what_is_written_while_the_line_is_busy_leaves_in_full_frames(make):
+    one, other = make("one", 0), Link("other", 0.0)
+    other.on_input = lambda lane: lane.read()
+    pass_on(one, other)
+    lane = one.open(1)
+    assert lane is not None
+    pass_on(one, other)
+    seed = one._nonce ^ one._peer
+    sent = []
+    for _ in range(10):
+        lane.write(b"x" * 60)
+        sent.append(one.data_to_send(0))
+    sizes = [len(each) for data in sent for each in frames_of(data, seed)]
+    assert sizes == [60, 60, 60, 240], "an idle line is used at once, a busy one by whole frames"
+    other.receive_data(b"".join(sent[:2]), 0)  # these are acknowledged, and there is still enough under way
+    one.receive_data(other.data_to_send(0), 0)
+    assert frames_of(one.data_to_send(0), seed) == []
+    other.receive_data(b"".join(sent[2:]), 0)
+    one.receive_data(other.data_to_send(0), 0)
+    assert [len(each) for each in frames_of(one.data_to_send(0), seed)] == [180], "it doesn't wait for more"
+
+
+@pytest.mark.parametrize("make", [Link, midge_serial.Link])
+def test_of_two_frames_that_are_lost_together_both_come_again_without_waiting(make):
+    one, other = make("one", 0), Link("other", 0.0, 256)
+    pass_on(one, other)
+    received = []
+    other.on_input = lambda lane: received.append(lane.read())
+    lane = one.open(1)
+    assert lane is not None
+    pass_on(one, other)
+    sent = []
+    for letter in b"abcde":
+        lane.write(bytes([letter]) * 20)
+        sent.append(one.data_to_send(0))
+    for number in (0, 2, 4):  # b and d are lost
+        other.receive_data(sent[number], 0)
+        one.receive_data(other.data_to_send(0), 0)
+    pass_on(one, other)
+    assert [data[:1] for data in received] == [b"a", b"b", b"c", b"d", b"e"]
+    assert one.frames_again == 2
