@@ -95,7 +95,7 @@ class RunningBroker:
         with self._changed:
             return "".join(self._lines)
 
-    def wait_for_output(self, pattern: str | re.Pattern[str], timeout_s: float = 5) -> re.Match[str]:
+    def wait_for_output(self, pattern: str | re.Pattern[str], timeout_s: float = START_TIMEOUT_S) -> re.Match[str]:
         """The first match in the output; TimeoutError with the output when it doesn't come."""
         deadline = time.monotonic() + timeout_s
         with self._changed:

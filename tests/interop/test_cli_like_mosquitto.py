@@ -2,6 +2,7 @@
 output and exit code must be the same. Knows nothing of how our tools are made.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -408,6 +409,15 @@ def tool_command(tool: str, ours: bool, port: int) -> list[str]:
     return [f"mosquitto_{_ALWAYS_THEIRS.get(tool, tool)}", *where]
 
 
+@contextlib.contextmanager
+def started(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # a test that failed must not wait for it
+
+
 def play(steps: list[Step], ours: bool, port: int, file: Path, root: str) -> list[tuple[int, bytes]]:
     """Exit codes and outputs of all steps, with the run's topic root written as ROOT."""
     results = []
@@ -501,7 +511,7 @@ def test_sub_subscribes_again_when_the_broker_comes_back(ours: bool) -> None:
     with brokers.start_mosquitto() as first:
         port = first.port
         command = [*tool_command("sub", ours, port), "-t", "a", "-v", "-C", "1"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        with started(command) as process:
             first.wait_for_output("New client connected")
             first.stop()
             with brokers.start_mosquitto("log_type all", port) as second:
@@ -516,12 +526,23 @@ def test_sub_subscribes_again_when_the_broker_comes_back(ours: bool) -> None:
 def test_a_signal_ends_sub_in_good_order(number: signal.Signals, ours: bool) -> None:
     with brokers.start_mosquitto("log_type all") as broker:
         command = [*tool_command("sub", ours, broker.port), "-t", "a", "--will-topic", "w"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            broker.wait_for_output("Sending SUBACK")
+        with started(command) as process:
+            broker.wait_for_output("Sending SUBACK", DEADLINE_S)
+            run_tool([*tool_command("pub", False, broker.port), "-t", "a", "-m", "x"])
+            assert process.stdout.readline() == b"x\n"
+            wait_until_asleep(process.pid)
             process.send_signal(number)
             out, error = process.communicate(timeout=DEADLINE_S)
-        broker.wait_for_output("Received DISCONNECT")
+        broker.wait_for_output("Received DISCONNECT", DEADLINE_S)
     assert (process.returncode, out, error) == (0, b"", b"")
+
+
+def wait_until_asleep(pid: int) -> None:
+    """Until it waits for its socket: mosquitto_sub's signal handler hangs on a lock of the code that it interrupts."""
+    deadline = time.monotonic() + DEADLINE_S
+    while Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "S":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_what_comes_after_the_last_wanted_message_stays_queued(mosquitto: brokers.RunningBroker) -> None:
