@@ -1,7 +1,7 @@
 """The board's broker is killed (SIGKILL) again and again under load, and restarted on the same journal.
 
 Nothing that was acknowledged is lost; nothing at QoS 2 is delivered twice; order is kept.
-MIDGE_KILLS sets the number of kills for each case (5), MIDGE_SEED the moments.
+MIDGE_KILLS sets the number of kills for each case (3), MIDGE_SEED the moments.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Two brokers and a bridge between them; one or the other is killed (SIGKILL) again and again under load.
 
 A message that one side acknowledged arrives on the other: at least once at QoS 1, exactly once at QoS 2.
-MIDGE_KILLS sets the number of kills for each case (5), MIDGE_SEED the moments.
+MIDGE_KILLS sets the number of kills for each case (3), MIDGE_SEED the moments.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Nothing that was acknowledged is lost; nothing at QoS 2 is delivered twice; order per topic is kept; retained
 messages and subscriptions are whole.
-MIDGE_KILLS sets the number of kills for each case (5), MIDGE_SEED the moments.
+MIDGE_KILLS sets the number of kills for each case (3), MIDGE_SEED the moments.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from midge.protocol import packets as p
 
 from .peers import DEADLINE_S, TOPICS, Disconnected, Peer, Publisher, Subscriber
 
-KILLS = int(os.environ.get("MIDGE_KILLS", "5"))
+KILLS = int(os.environ.get("MIDGE_KILLS", "3"))
 SEED = int(os.environ.get("MIDGE_SEED", "1883"))
 
 

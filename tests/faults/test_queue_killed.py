@@ -1,7 +1,7 @@
 """The host broker is killed (SIGKILL) under load while workers share a durable queue, and restarted on its store.
 
 No job that was acknowledged to its producer is lost; at QoS 2 each is done once, whoever was killed or cut meanwhile.
-MIDGE_KILLS sets the number of kills for each case (5), MIDGE_SEED the moments.
+MIDGE_KILLS sets the number of kills for each case (3), MIDGE_SEED the moments.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from midge.protocol import packets as p
 
 from .peers import Disconnected, Publisher, Subscriber
 
-KILLS = int(os.environ.get("MIDGE_KILLS", "5"))
+KILLS = int(os.environ.get("MIDGE_KILLS", "3"))
 SEED = int(os.environ.get("MIDGE_SEED", "1883"))
 CONFIG = """
 [[queue]]

@@ -1,7 +1,7 @@
 """The host broker is killed (SIGKILL) while messages are published that a [[history]] keeps, and a reader follows.
 
 What was acknowledged is in the replay, in order; the reader, whose session lasts, goes on where it was: it misses
-nothing, and at QoS 2 gets nothing twice. MIDGE_KILLS sets the number of kills (5), MIDGE_SEED the moments.
+nothing, and at QoS 2 gets nothing twice. MIDGE_KILLS sets the number of kills (3), MIDGE_SEED the moments.
 """
 
 from __future__ import annotations
