@@ -30,6 +30,8 @@ OPTIMIZE ?= -O3
 
 # Debian's tools that the tests compare ours with live here, and a user's PATH may lack it.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin
+# The tests start the broker hundreds of times; without bytecode it would be compiled each time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test lint types spec simulate nightly siege bridgefaults soakclient bench patterns fleet battery large mpy romfs flash deploy wheel reference clean mosquitto
