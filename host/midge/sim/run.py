@@ -279,6 +279,7 @@ class Simulation:
         if not self.is_stopped:
             await self._wake_all(sleeping)
             await self._settle(ended_at)
+            await self._wake_those_behind_hubs(sleeping, ended_at)
         for board in self.boards:
             board.is_ending.set()
             board.messages.forget_since(ended_at)
@@ -298,6 +299,15 @@ class Simulation:
                 del board.life.cycles[count:]  # it isn't one of the fleet's own
 
         await asyncio.gather(*(wake(board) for board in boards))
+
+    async def _wake_those_behind_hubs(self, boards: list[SimulatedBoard], made_before: float) -> None:
+        """Again, while commands are missing: a hub that had no power gets them only when its bridge is back."""
+        deadline = time.monotonic() + SETTLE_MAX_S
+        while time.monotonic() < deadline:
+            missing = [board for board in boards if board.kind.via and board.commands.outstanding(made_before)]
+            if not missing:
+                return
+            await self._wake_all(missing)
 
     async def _settle(self, made_before: float) -> None:
         """Until all has arrived that is on its way, or nothing has come for a while."""
