@@ -26,6 +26,45 @@ _IDLE_S = 0.1
 _TIDY_S = 10.0
 # s until a write that failed is tried again.
 _RETRY_S = 0.5
+# s for which a batch of messages that are under way may wait for their receivers: what they acknowledge in that time,
+# mostly 0.1 to 0.3 ms, needs no disk, which takes as long or ten times as long. Timers of event loops are no finer.
+_PATIENCE_S = 0.001
+# Batches that go to the disk at once after patience was in vain: 2, 4, 8, ... up to this many, so that a receiver
+# that is slower than the disk costs next to nothing.
+_IMPATIENT_MAX = 256
+
+
+class Patience:
+    """Whether to wait for receivers before asking the disk: as long as they are faster than it."""
+
+    def __init__(self) -> None:
+        self._disk_s = self._receivers_s = 0.0  # that they take; running means
+        self._since: float | None = None  # a batch waits; set by `begins`, cleared by `ends`
+        self._failures = 0  # batches in a row that have waited in vain
+        self._impatient = 0  # batches that are not to wait
+
+    def wrote(self, seconds: float) -> None:
+        self._disk_s += (seconds - self._disk_s) / 8
+
+    def begins(self, now: float) -> bool:
+        """Whether the batch that output rests on shall wait; asked once for each."""
+        if self._impatient:
+            self._impatient -= 1
+            return False
+        self._since = now
+        return True
+
+    def ends(self, now: float, in_vain: bool) -> None:
+        """The batch waits no longer; *in_vain*: some of it is still there."""
+        if self._since is None:
+            return
+        self._receivers_s += (now - self._since - self._receivers_s) / 8
+        self._since = None
+        if in_vain or self._receivers_s > self._disk_s:
+            self._failures += 1
+            self._impatient = min(_IMPATIENT_MAX, 1 << self._failures)
+        else:
+            self._failures = 0
 
 
 class Writer:
@@ -48,6 +87,9 @@ class Writer:
         self._batches: queue.SimpleQueue[Batch | float | None] = queue.SimpleQueue()
         self._is_writing = False  # set by `write_soon`, cleared by `_done`
         self._timer: TimerHandle | None = None  # for what nobody waits for
+        self._patience = Patience()
+        self._patience_timer: TimerHandle | None = None  # while a batch waits for its receivers
+        self._taken_at = 0.0  # time.monotonic() at which the batch was taken that is being written
         self.problem = ""  # why it can't be written at the moment; set and cleared by the writer's thread
         self._gives_up = False  # set by `finish`
         self._is_tidying = False  # a time is in `_batches`; cleared by `_tidied`
@@ -61,13 +103,41 @@ class Writer:
         """The turn has ended: write what it changed, unless a batch is being written or nobody is in a hurry."""
         if self._is_writing:
             return
+        if self._waits and self._broker.release_what_is_gone():
+            self._end_patience(in_vain=False)
+            self._released()
         if self._is_urgent():
+            if self._is_worth_waiting():
+                return
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
             self._take()
         elif self._timer is None and self._broker.changes:
             self._timer = self._loop.call_later(self._interval_s or _IDLE_S, self._time_is_up)
+
+    def _is_worth_waiting(self) -> bool:
+        """The receivers of what is to be written may acknowledge it first."""
+        changes = self._broker.changes
+        assert changes is not None
+        if changes.is_large or not changes.may_be_done_soon:
+            return False
+        if self._patience_timer is None:
+            if not self._patience.begins(time.monotonic()):
+                return False
+            self._patience_timer = self._loop.call_later(_PATIENCE_S, self._patience_is_over)
+        return True
+
+    def _patience_is_over(self) -> None:
+        self._end_patience(in_vain=True)
+        if not self._is_writing:
+            self._take()
+
+    def _end_patience(self, in_vain: bool) -> None:
+        if self._patience_timer is not None:
+            self._patience_timer.cancel()
+            self._patience_timer = None
+            self._patience.ends(time.monotonic(), in_vain)
 
     def _is_urgent(self) -> bool:
         changes = self._broker.changes
@@ -82,12 +152,15 @@ class Writer:
     def _take(self) -> None:
         batch = self._broker.take_batch()
         if batch is not None:
+            self._end_patience(in_vain=True)
             self._is_writing = True
+            self._taken_at = time.monotonic()
             self._batches.put(batch)
 
     def _done(self, number: int, settled: int) -> None:
         """In the loop: batch *number* is committed, and all up to *settled* can be read back."""
         self._is_writing = self._gives_up
+        self._patience.wrote(time.monotonic() - self._taken_at)
         if self._broker.changes is not None:
             self._broker.changes.portion = self._store.portion
         if self._waits:
@@ -162,9 +235,9 @@ class Writer:
 
     def finish(self) -> None:
         """Write what is left, and no more. `join` waits for it."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._tidy_timer.cancel()
+        for timer in (self._timer, self._patience_timer, self._tidy_timer):
+            if timer is not None:
+                timer.cancel()
         self._is_tidying = True  # no more
         self._is_writing = self._gives_up = True
         if (batch := self._broker.take_batch()) is not None:

@@ -138,6 +138,10 @@ def refuse_those_who_are_owed_something(patch: Patch) -> None:
     patch(pressure, "_is_owed", lambda connection: False)
 
 
+def wait_for_no_commit_but_that_of_messages(patch: Patch) -> None:
+    patch(Changes, "is_needed", property(lambda self: bool(self._new)))
+
+
 MUTANTS = [
     acknowledge_before_commit,
     send_in_the_midst_of_a_turn,
@@ -155,4 +159,5 @@ MUTANTS = [
     take_what_no_queue_has_room_for,
     let_publishers_wait_for_ever,
     refuse_those_who_are_owed_something,
+    wait_for_no_commit_but_that_of_messages,
 ]

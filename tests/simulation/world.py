@@ -226,8 +226,14 @@ class World:
         self._write_soon()
 
     def _write_soon(self) -> None:
+        """As midge/writing.py, whose patience is here a matter of luck."""
         changes = self.broker.changes
-        if self.batch is None and changes is not None and (changes.is_rested_on or self.rng.random() < 0.3):
+        assert changes is not None
+        if self.batch is not None:
+            return
+        if self.broker.release_what_is_gone():
+            self._release()
+        if self.rng.random() < (0.7 if changes.is_rested_on else 0.3):
             self.take_batch()
 
     def take_batch(self) -> None:
@@ -254,13 +260,17 @@ class World:
         if self.rng.random() < 0.7:  # the tables are written later than the journal
             self.broker.settled(self._settled)
         self.batch, self.is_batch_kept = None, False
+        self._release()
+        self._write_soon()
+
+    def _release(self) -> None:
+        """Output that rested on a batch may leave."""
         waiting, self.waiting = self.waiting, []
         self.rng.shuffle(waiting)
         for link in waiting:
             link.flush()
             if not link.connection.is_drained:
                 self.waiting.append(link)
-        self._write_soon()
 
     def lose(self, link: Link) -> None:
         """The broker notices that the connection has ended."""

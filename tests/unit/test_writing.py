@@ -8,6 +8,8 @@ from midge import writing
 from midge.core.broker import Broker
 from midge.core.changes import Batch
 from midge.core.limits import Limits
+from midge.core.message import Message
+from midge.core.session import Delivery, Session
 from midge.store import StoreError
 
 
@@ -96,3 +98,62 @@ def test_a_write_that_fails_is_tried_again_until_it_is_committed(error, monkeypa
     asyncio.run(run())
     (said,) = [record for record in caplog.records if "trying again" in record.message]
     assert bool(said.exc_info) is isinstance(error, RuntimeError)  # a bug is shown with its place
+
+
+@pytest.mark.parametrize("is_prompt", [True, False])
+def test_the_disk_is_asked_when_receivers_take_their_time(is_prompt):
+    """A receiver that has acknowledged in time costs no write; for one that doesn't, patience ends."""
+
+    async def run() -> tuple[list[int], int]:
+        broker = Broker(Limits(), None, True)
+        store = FailingStore([])
+        released = asyncio.Event()
+        writer = writing.Writer(asyncio.get_running_loop(), broker, store, "commit", released.set, lambda: 0.0)
+        session = Session("sub", 1, broker.limits, broker.counters, broker.backlog)
+        session.changes = broker.changes
+        assert broker.changes is not None
+        delivery = Delivery(Message("a", b"x", 1), 1, False, (), 1)
+        delivery.packet_id = 1
+        broker.changes.delivery(session, delivery)
+        number = broker.changes.rest()
+        writer.write_soon()
+        assert broker.committed_batch < number
+        if is_prompt:
+            broker.changes.delivery_removed(session, delivery)
+            writer.write_soon()
+            assert broker.committed_batch == number and released.is_set()
+        await asyncio.wait_for(released.wait(), 20)
+        assert broker.committed_batch == number
+        writer.finish()
+        writer.join()
+        return store.written, number
+
+    written, number = asyncio.run(run())
+    assert written == ([] if is_prompt else [number])
+
+
+def test_patience_that_was_in_vain_becomes_rare():
+    patience = writing.Patience()
+    patience.wrote(1.0)
+    waited = 0
+    for at in range(2000):
+        if patience.begins(float(at)):
+            patience.ends(at + 0.001, in_vain=True)
+            waited += 1
+    assert 10 < waited < 20
+    while not patience.begins(3000.0):
+        pass
+    patience.ends(3000.001, in_vain=False)
+    assert patience.begins(3001.0)
+
+
+def test_receivers_that_are_slower_than_the_disk_are_not_waited_for():
+    patience = writing.Patience()
+    for _ in range(50):
+        patience.wrote(0.0001)
+    waited = 0
+    for at in range(2000):
+        if patience.begins(float(at)):
+            patience.ends(at + 0.0005, in_vain=False)
+            waited += 1
+    assert waited < 20

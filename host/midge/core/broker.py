@@ -5,8 +5,8 @@ One turn, for whoever owns the I/O:
 
 1. `connection.receive_data(chunk, now)` for each chunk that arrived, `run_timers(now)` when one is due;
 2. `end_turn()`, and for each connection that it names write `connection.data_to_send()`, once;
-3. `take_batch()` if none is being written; when it is kept: `committed(batch.number)`, and write again
-   what rested on it.
+3. if no batch is being written: `release_what_is_gone()`, or `take_batch()` and, when that is kept,
+   `committed(batch.number)`; after both, write again what rested on it.
 """
 
 from __future__ import annotations
@@ -139,6 +139,15 @@ class Broker:
         """What is to be written to the store next, if there is anything. One at a time: while one is
         being written, the turns that end share the next."""
         return None if self.changes is None else self.changes.take()
+
+    def release_what_is_gone(self) -> bool:
+        """Call while no batch is being written. Whether all that output rests on has been acknowledged by whom it was
+        for, before it was written: then nobody has to wait for a disk."""
+        changes = self.changes
+        if changes is None or not changes.is_rested_on or changes.is_needed:
+            return False
+        self.committed(changes.pass_over())
+        return True
 
     def committed(self, number: int) -> None:
         """Batch *number*, and with it all before it, is kept."""

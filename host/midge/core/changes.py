@@ -169,16 +169,24 @@ class Changes:
         self._new: dict[Delivery, int] = {}  # their session keys
         self._states: dict[Delivery, int] = {}
         self._done: dict[int, list[int]] = {}
+        self.is_done_needed = False  # output rests on `_done` too; set by durable queues, reset by `take`
         self._retained: dict[str, Message | None] = {}
         self._kept: dict[str, list[tuple[int, float, Message]]] = {}
         self._kept_count = 0
         self._batch = Batch(1)  # the rest of it
 
     def __bool__(self) -> bool:
+        return bool(self._done) or self.is_needed
+
+    @property
+    def is_needed(self) -> bool:
+        """There is something in the batch that output may rest on. What receivers have acknowledged is so only if it
+        was a durable queue's: forgotten in a crash, QoS 1 comes again as a duplicate (5.0 §4.3.2), and of QoS 2 only
+        PUBREL."""
         batch = self._batch
         return bool(
             self._new
-            or self._done
+            or self.is_done_needed
             or self._states
             or self._retained
             or batch.received
@@ -189,6 +197,18 @@ class Changes:
             or self._kept
             or batch.positions
         )
+
+    @property
+    def may_be_done_soon(self) -> bool:
+        """Output rests on nothing but messages, and the first of them is under way to its receiver: it may be
+        acknowledged before a disk could have kept it."""
+        batch = self._batch
+        if self.is_done_needed or self._states or self._retained or self._kept or batch.received or batch.positions:
+            return False
+        if batch.sessions or batch.subscriptions or batch.wills or batch.ended:
+            return False
+        first = next(iter(self._new), None)
+        return first is not None and first.packet_id > 0 and first.qos == 1
 
     @property
     def is_overdue(self) -> bool:
@@ -204,7 +224,7 @@ class Changes:
 
     def rest(self) -> int:
         """The number of the batch that output of this turn has to wait for."""
-        if self:
+        if self.is_needed:
             self.is_rested_on = True
             return self.number
         return self.number - 1  # nothing new is to be written: the last one that was taken
@@ -223,6 +243,15 @@ class Changes:
         self.pending_bytes = 0
         self.is_rested_on = False
         return batch
+
+    def pass_over(self) -> int:
+        """All that output rested on has gone again before it was written (not `is_needed`): the number of the batch,
+        which is as good as kept. What receivers have acknowledged stays for the next one."""
+        number = self.number
+        self.number = self._batch.number = number + 1
+        self.pending_bytes = 0
+        self.is_rested_on = False
+        return number
 
     def _fill(self, batch: Batch) -> None:
         rows: dict[int, MessageRow] = {}  # by message key: one row, however many sessions wait for it
@@ -255,6 +284,7 @@ class Changes:
         self._new = {}
         self._states = {}
         self._done = {}
+        self.is_done_needed = False
         self._retained = {}
 
     def _fill_kept(self, batch: Batch, rows: dict[int, MessageRow]) -> None:

@@ -312,6 +312,8 @@ class DurableQueue(SharedGroup):
         """PUBREC: it is the consumer's from now on, in the same batch of the store in which it leaves the queue."""
         self._lent.pop(lent, None)
         self._forget(lent.entry)
+        if self.store.changes is not None:
+            self.store.changes.is_done_needed = True  # PUBREL rests on it: a restart must not give it to another
 
     def withdrawn(self, lent: Lent, reason: str, now: float) -> None:
         """The consumer that had it is gone. `serve` is the caller's."""

@@ -155,6 +155,49 @@ def test_what_rested_on_a_batch_that_became_empty_is_released() -> None:
     assert kinds(publisher.take()) == [p.Puback]
 
 
+def test_what_its_receiver_has_acknowledged_waits_for_no_disk() -> None:
+    core = Core(is_durable=True)
+    subscriber = persistent(core, qos=1)
+    publisher = core.client("pub")
+    publisher.take()
+    publisher.publish("a", b"x", 1, 1, commit=False)
+    publisher.publish("a", b"y", 1, 2, commit=False)
+    subscriber.send(p.Puback(1), commit=False)
+    assert not core.broker.release_what_is_gone()
+    subscriber.send(p.Puback(2), commit=False)
+    written = len(core.written)
+    assert core.broker.release_what_is_gone()
+    publisher.flush()
+    assert [packet.packet_id for packet in publisher.take()] == [1, 2]
+    publisher.publish("a", b"z", 1, 3, commit=False)  # which rests on a batch of its own again
+    assert publisher.take() == [] and not core.broker.release_what_is_gone()
+    core.turn()
+    assert kinds(publisher.take()) == [p.Puback] and len(core.written) == written + 1
+
+
+def test_what_was_acknowledged_after_its_commit_is_written_with_what_comes_later() -> None:
+    core = Core(is_durable=True)
+    subscriber = persistent(core, qos=1)
+    publisher = core.client("pub")
+    publisher.publish("a", b"x", 1, 1)
+    subscriber.send(p.Puback(1), commit=False)
+    publisher.publish("a", b"y", 1, 2, commit=False)
+    subscriber.send(p.Puback(2), commit=False)
+    assert core.broker.release_what_is_gone()
+    core.turn()
+    assert core.written[-1].done and not core.restarted().broker.sessions["sub"].in_flight
+
+
+@pytest.mark.parametrize("packet", [p.Subscribe(1, [p.Subscription("b", 2, False, False, 0)], None), p.Pubrel(9)])
+def test_nothing_else_leaves_before_its_commit(packet: p.Packet) -> None:
+    core = Core(is_durable=True)
+    client = persistent(core, qos=0)
+    client.publish("b", b"x", 2, packet_id=9)
+    client.take()
+    client.send(packet, commit=False)
+    assert not core.broker.release_what_is_gone() and client.take() == []
+
+
 def test_a_restart_has_sessions_subscriptions_queues_and_retained_messages() -> None:
     core = Core(is_durable=True)
     persistent(core, "one", 1).lose()

@@ -213,7 +213,7 @@ def test_pubrel_waits_for_the_commit_also_of_a_clean_session() -> None:
     put(core, b"1")
     one.take()
     one.send(p.Pubrec(1), commit=False)
-    assert one.take() == []
+    assert not core.broker.release_what_is_gone() and one.take() == []
     core.turn()
     assert [type(packet) for packet in one.take()] == [p.Pubrel]
 
