@@ -37,6 +37,7 @@ from midge.protocol.encoder import encode
 
 LARGE_BYTES = 4096
 QUEUED_MESSAGES = 10_000
+ABSENT_MAX = 1_000_000  # messages that may be queued for who is away: none is to be dropped
 CONNECTING = 50  # connections in progress at the same time
 IDLE_CONNECTIONS = 2_000
 SUBSCRIBERS_OF_MANY = 50  # clients that share the subscriptions of `subs-1k` and `subs-100k`
@@ -126,6 +127,29 @@ def deliver_queued(broker: Broker, seconds: float) -> Result:
     result.faults.add(sub.faults)
     result.faults.lost = QUEUED_MESSAGES - sub.delivered
     sub.end_session()
+    return result
+
+
+def publish_to_absent(broker: Broker, seconds: float) -> Result:
+    """A persistent session is away: acknowledgements of what is queued for it."""
+    name = f"subscriber-{next(_numbers)}"
+    away = Client(broker.port, name, clean=False)
+    away.subscribe(1)
+    away.close()
+    publisher = Publisher(broker.port, 1, WINDOW)
+    with measured(broker) as result:
+        end = time.perf_counter() + seconds
+
+        def publish() -> bool:
+            if time.perf_counter() >= end:
+                return publisher.acknowledged >= publisher.sent
+            publisher.publish(publisher.sent)
+            return False
+
+        serve([publisher], publish)
+        result.count = publisher.acknowledged
+    publisher.close()
+    Client(broker.port, name).close()  # and with that its session ends
     return result
 
 
@@ -269,6 +293,7 @@ SCENARIOS = {
     "fanin-q1-4k": _flow("100 to 1, 4 KB", 1, publishers=100, window=5, size=LARGE_BYTES),
     "kept-q1": _flow("1 to 1 persistent *", 1, is_persistent=True),
     "kept-pairs-q1": _flow("10 to 10 persistent *", 1, is_persistent=True, pairs=10),
+    "away-q1": Scenario("1 to an absent one *", publish_to_absent, 1, True, ABSENT_MAX),
     "queued": Scenario("10,000 queued, QoS 1 *", deliver_queued, 1, True, QUEUED_MESSAGES + 1000),
     "ping-q0": Scenario("ping-pong, QoS 0", lambda b, s: ping_pong(b, s, 0)),
     "ping-q1": Scenario("ping-pong, QoS 1", lambda b, s: ping_pong(b, s, 1), 1),
@@ -361,8 +386,8 @@ program were busy on; where load is near 1.00 and broker below it, this program 
 says more than that of /s.
 {SMALL_BYTES}-byte payloads unless said, MQTT 3.1.1; at QoS 1 and 2 {WINDOW} messages under way (100 to 1: 5 each), at
 QoS 0 1,000 (1 to 100: 50; 100 to 1: 100 each; 4 KB: fewer). "singly": each publisher waits for its message to arrive.
-* midge acknowledges once the message is committed to disk (durability = "commit", its default): one publisher waits
-for the disk once per window, ten share each write. Mosquitto, with
+* midge acknowledges once the message is committed to disk (durability = "commit", its default) or its subscriber has
+acknowledged it: one publisher to an absent one waits for the disk once per window. Mosquitto, with
   persistence true, doesn't write before it acknowledges: it saves every 30 minutes and at its end."""
 
 

@@ -74,7 +74,8 @@ class OpenListener:
             port = await self._server.start(section.bind, section.port)
             self.address = f"mqtts://{host_of_url(section.bind)}:{port}"
         elif sockets.IS_AVAILABLE:
-            self._sockets = await sockets.listen(section.bind, section.port, self._protocol_of, self._turns)
+            make = self._protocol_of if section.proxy_protocol else partial(self._make_protocol, self.door)
+            self._sockets = await sockets.listen(section.bind, section.port, make, self._turns)
             self.address = f"mqtt://{host_of_url(section.bind)}:{self._sockets.port}"
         else:
             self._server, port = await tcp.listen(section.bind, section.port, self._protocol)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -22,9 +23,8 @@ from midge.core.changes import ReadError
 from midge.core.connection import Connection
 from midge.core.restore import restore
 from midge.listeners.connection import ClientConnection, log_admitted
-from midge.listeners.door import Door
 from midge.listeners.turns import Turns
-from midge.listening import OpenListener, cannot_listen, host_of_url
+from midge.listening import MakeProtocol, OpenListener, cannot_listen, host_of_url
 from midge.protocol.reasons import ReasonCode
 from midge.store import Store, StoreError, open_store
 from midge.systopics import SysTopics
@@ -67,8 +67,10 @@ class Server:
         self._desk = Desk(self._hashing, self.end_turn_soon)
         self._loader = RulesLoader(config)
         self._turns = Turns(self.broker, self._wait_for_commit, self._turn_ended if self._store else None)
+        # What a listener adds, its door and the address, comes last: then making a connection is one call in C.
+        protocol = cast(MakeProtocol, partial(ClientConnection, self.broker, self._turns))
         self._listeners = [
-            OpenListener(section, config, self._desk, self._loader.rules_of(section), self._protocol, self._turns)
+            OpenListener(section, config, self._desk, self._loader.rules_of(section), protocol, self._turns)
             for section in config.listener
         ]
         self._take_over_access(config)
@@ -262,9 +264,6 @@ class Server:
     def now(self) -> float:
         """s since the epoch."""
         return self._turns.now()
-
-    def _protocol(self, door: Door, address: str | None) -> asyncio.Protocol:
-        return cast(asyncio.Protocol, ClientConnection(self.broker, self._turns, door, address))
 
     def _take_over_access(self, config: Config) -> None:
         """Of each listener, who may come without a name, and its own limits."""

@@ -147,8 +147,8 @@ class StoreSection(Section):
     path: str = key("midge.db", 'The file, relative to the data directory; ":memory:" keeps nothing.')
     durability: Literal["commit", "interval", "none"] = key(
         "commit",
-        '"commit": acknowledged only when it is on disk. "interval": written once a second, which a crash '
-        'may cost. "none": written without waiting for the disk.',
+        '"commit": acknowledged only when it is on disk, or all whom it was for have acknowledged it. '
+        '"interval": written once a second, which a crash may cost. "none": written without waiting for the disk.',
     )
 
 

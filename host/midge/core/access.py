@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from midge.protocol.packets import Connect
 from midge.protocol.reasons import ReasonCode
@@ -21,7 +21,7 @@ class Identity:
     basis: Any = None  # whatever who answers wants to remember with it
 
 
-ANYBODY = Identity()
+ANYBODY: Final = Identity()
 
 # Called once, in the event loop's thread: with SUCCESS and who it is, or with the reason for CONNACK.
 Answer = Callable[[ReasonCode, Identity], None]

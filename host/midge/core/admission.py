@@ -5,10 +5,10 @@ Knows no password and no token; what to do with a session is the broker's.
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from midge.core.access import ANYBODY, Authenticator, Identity, Step
-from midge.core.aliases import SentAliases
+from midge.core.aliases import ReceivedAliases, SentAliases
 from midge.core.passage import BRIDGE, OWN_BRIDGES
 from midge.protocol import packets as p
 from midge.protocol.errors import ProtocolError
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 # CONNACK of 3.1.1 and 3.1 (§3.2), session present or not.
-_LET_IN, _LET_IN_AGAIN = b"\x20\x02\x00\x00", b"\x20\x02\x01\x00"
+_LET_IN: Final = b"\x20\x02\x00\x00"
+_LET_IN_AGAIN: Final = b"\x20\x02\x01\x00"
 
 
 class Exchange:
@@ -45,18 +46,17 @@ class Exchange:
 
 def count_in(broker: Broker, connection: Connection) -> None:
     """A new connection is counted, and refused if there are too many."""
-    limits = broker.limits
-    bound(connection, "max_connections", len(broker.connections), limits.max_connections, ReasonCode.SERVER_BUSY)
-    count = broker.by_address.add(connection.address)
-    limit = limits.max_connections_per_address
-    bound(connection, "max_connections_per_address", count, limit, ReasonCode.QUOTA_EXCEEDED)
+    count, limit = len(broker.connections), broker.limits.max_connections
+    if count > limit:
+        bound(connection, "max_connections", count, limit, ReasonCode.SERVER_BUSY)
+    count, limit = broker.by_address.add(connection.address), broker.limits.max_connections_per_address
+    if count > limit:
+        bound(connection, "max_connections_per_address", count, limit, ReasonCode.QUOTA_EXCEEDED)
 
 
 def bound(connection: Connection, name: str, count: int, limit: int, reason: ReasonCode) -> None:
-    """If with a new connection there are more than *limit*, its CONNECT is answered with that. Past twice the
-    limit it is closed unread: those that send no CONNECT must not take all file descriptors until it is due."""
-    if count <= limit:
-        return
+    """With a new connection there are more than *limit*: its CONNECT is answered with that. Past twice the limit it is
+    closed unread: those that send no CONNECT must not take all file descriptors until it is due."""
     if connection.refusal is None:
         connection.broker.counters.meet(name)
         connection.refusal = reason, f"{name} ({limit}) is reached"
@@ -222,6 +222,7 @@ def greet(connection: Connection, session: Session, packet: p.Connect, is_presen
         connection.is_bridge |= any(name == BRIDGE for name, _ in packet.properties.get("user_property", ()))
     connection.keep_alive_s = packet.keep_alive_s
     if connection.version == 5:
+        connection.aliases = ReceivedAliases(limits.topic_alias_maximum)
         asked = packet.properties or {}
         # [MQTT-3.3.4-9]; a client that names none gets our window, as a 3.1.1 client does.
         window_max = limits.max_inflight_messages

@@ -5,7 +5,7 @@ Knows positions and sizes; the store reads the messages back.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from midge.core.changes import QueueRow, Reader, ReadError
 from midge.core.message import Message
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # bytes of memory that one queued delivery takes beside its topic name and payload: the delivery, the message
 # and their numbers (measured with 64-byte payloads, CPython 3.11 to 3.13).
 _DELIVERY_BYTES = 500
+# What a queue's middle and end are while there is nothing in them: never changed, shared by all.
+_NONE: Final[deque[Delivery]] = deque()
 # Relief goes on until this part of the budget is in use, so that it isn't sought with every message.
 _RELIEVED = 0.75
 
@@ -66,8 +68,8 @@ class Queue:
         self.bytes = 0  # of their topic names and payloads
         self.stored = 0  # deliveries that are only on disk
         self.after = 0  # those have positions beyond this one
-        self._head: deque[Delivery] = deque()
-        self._tail: deque[Delivery] = deque()
+        self._head: deque[Delivery] = _NONE
+        self._tail: deque[Delivery] = _NONE
         self._backlog = backlog
 
     def __len__(self) -> int:
@@ -75,7 +77,14 @@ class Queue:
 
     def append(self, delivery: Delivery) -> None:
         size = delivery.message.size()
-        (self._tail if self.stored else self._head).append(delivery)
+        if self.stored:
+            if self._tail is _NONE:
+                self._tail = deque()
+            self._tail.append(delivery)
+        else:
+            if self._head is _NONE:
+                self._head = deque()
+            self._head.append(delivery)
         self.count += 1
         self.bytes += size
         if self.lasts:
@@ -122,8 +131,7 @@ class Queue:
         if self.lasts:
             size = sum(delivery.message.size() + _DELIVERY_BYTES for delivery in self.in_memory())
             self._backlog.gave(self, size)
-        self._head.clear()
-        self._tail.clear()
+        self._head = self._tail = _NONE
         self.count = self.bytes = self.stored = 0
         self._backlog.has_made_room = True
 
@@ -159,6 +167,8 @@ class Queue:
         rows = reader.queue(self.key, self.after) if self.stored and reader is not None else []
         if not rows:
             raise ReadError(f"the store lacks {self.stored} messages of session {self.key} after {self.after}")
+        if self._head is _NONE:
+            self._head = deque()
         size = 0
         for position, row in rows[: self.stored]:
             delivery = restored_delivery(position, row)
@@ -169,7 +179,7 @@ class Queue:
         self._backlog.took(self, size)
         if not self.stored:
             self._head.extend(self._tail)
-            self._tail.clear()
+            self._tail = _NONE
 
 
 def restored_delivery(position: int, row: QueueRow) -> Delivery:

@@ -319,13 +319,8 @@ class Broker:
             publish = will_timer.action
             will_timer.cancel()  # else it would be published a second time when the delay is over
             publish(now)
-        for topic_filter in session.subscriptions:
-            self.routing.remove(session, topic_filter)
-        self.queues.session_ended(session)
-        for delivery in session.take_shared():
-            group = self.routing.group(delivery.shared)
-            if group is not None and not delivery.message.is_expired(now):
-                self.publish_shared(delivery.message, [group], now)
+        if session.subscriptions or session.consuming:
+            self._end_subscriptions(session, now)
         if session.readings is not None:
             self.replay.session_ended(session)
         session.keep_in(None)
@@ -334,6 +329,15 @@ class Broker:
         if session.expiry_timer is not None:
             session.expiry_timer.cancel()
         self.sessions.pop(session.client_id, None)
+
+    def _end_subscriptions(self, session: Session, now: float) -> None:
+        for topic_filter in session.subscriptions:
+            self.routing.remove(session, topic_filter)
+        self.queues.session_ended(session)
+        for delivery in session.take_shared():
+            group = self.routing.group(delivery.shared)
+            if group is not None and not delivery.message.is_expired(now):
+                self.publish_shared(delivery.message, [group], now)
 
     # -- publish --
 

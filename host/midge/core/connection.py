@@ -5,7 +5,7 @@ Knows neither socket nor clock: bytes and times are handed in, `data_to_send` is
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from midge.core.access import ANYBODY, Identity
 from midge.core.aliases import ReceivedAliases, SentAliases
@@ -31,11 +31,15 @@ if TYPE_CHECKING:
 
 
 # Why a connection is not read from; bits of `Connection.holds`.
-HELD_BY_STORE, HELD_BY_ADMISSION, HELD_BY_RATE, HELD_BY_QUEUE = 1, 2, 4, 8
+HELD_BY_STORE: Final = 1
+HELD_BY_ADMISSION: Final = 2
+HELD_BY_RATE: Final = 4
+HELD_BY_QUEUE: Final = 8
 
 _PACKET_ID = struct.Struct("!H")
-_PINGRESP = b"\xd0\x00"
-_UNLIMITED = 0xFFFF_FFFF
+_PINGRESP: Final = b"\xd0\x00"
+_NO_ALIASES: Final = ReceivedAliases(0)  # 3.1.1 has none
+_UNLIMITED: Final = 0xFFFF_FFFF
 _LIMIT_OF_ERROR = {
     ReasonCode.PACKET_TOO_LARGE: "max_packet_size",
     ReasonCode.RECEIVE_MAXIMUM_EXCEEDED: "receive_maximum",
@@ -120,7 +124,7 @@ class Connection(Output):
         self.receive_maximum = limits.receive_maximum  # as CONNACK says, also when the limits change later
         self.max_packet_size = _UNLIMITED  # bytes, the client's (5.0)
         self.plain_version = 0  # wire format if a PUBLISH of that format may be passed on as it is, else 0
-        self.aliases = ReceivedAliases(limits.topic_alias_maximum)
+        self.aliases = _NO_ALIASES  # set by CONNECT of 5.0
         self.sent_aliases: SentAliases | None = None  # set by CONNECT if the client allows any
         self._deferred: list[p.Packet | p.PublishRun] | None = None  # not None: CONNECT waits for an answer
         # QoS 2 messages of this connection without PUBREL: a send quota isn't carried over (5.0 §4.9).

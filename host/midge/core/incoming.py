@@ -5,7 +5,7 @@ answers left with the connection. Knows neither bytes in nor turns; CONNECT's ow
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from midge.core import admission
 from midge.core.message import Message
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from midge.core.session import Session
 
 _PACKET_ID = struct.Struct("!H")
-_PINGRESP = b"\xd0\x00"
+_PINGRESP: Final = b"\xd0\x00"
+_WITH_WILL: Final = int(ReasonCode.DISCONNECT_WITH_WILL_MESSAGE)
 
 
 def on_connect(connection: Connection, packet: p.Connect, now: float) -> None:
@@ -233,7 +234,7 @@ def on_disconnect(connection: Connection, packet: p.Disconnect, now: float) -> N
                 "DISCONNECT lengthens a session that was to end [MQTT-3.14.2-2]",
             )
         connection.broker.set_expiry(session, expiry_s)
-    if packet.reason_code != ReasonCode.DISCONNECT_WITH_WILL_MESSAGE:
+    if packet.reason_code != _WITH_WILL:
         connection.will = None  # [MQTT-3.14.4-3]
     connection.abort("disconnected by the client")
 
@@ -242,7 +243,7 @@ def on_auth(connection: Connection, packet: p.Auth, now: float) -> None:
     admission.receive_auth(connection.broker, connection, packet, now)
 
 
-HANDLERS: dict[type, Callable[..., None]] = {  # by the packet's class
+HANDLERS: Final[dict[type, Callable[..., None]]] = {  # by the packet's class
     p.Connect: on_connect,
     p.Puback: on_puback,
     p.Pubrec: on_pubrec,

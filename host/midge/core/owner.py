@@ -4,7 +4,7 @@ Knows no socket.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 
 class Owner(Protocol):
@@ -27,4 +27,4 @@ class _Gone:
     def hold_reading(self, hold: bool) -> None: ...
 
 
-GONE: Owner = _Gone()
+GONE: Final[Owner] = _Gone()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from midge.core.message import Message
 from midge.core.outgoing import send_qos0
@@ -30,7 +30,7 @@ MARK_BYTES_MAX = 80
 # The user property by which CONNECT says in 5.0 that it is a bridge's; 3.1.1 has the protocol level's high bit.
 BRIDGE = "midge-bridge"
 # What the client identifiers of our own bridges start with; nobody from outside takes over their sessions.
-OWN_BRIDGES = "bridge/"
+OWN_BRIDGES: Final = "bridge/"
 
 # Marks that are remembered, about 250 bytes each: at least so many, at most twice. The two ways round a ring differ by
 # what is under way on one of them: a window, or a queue that waits for a link (max_queued_messages is 1000).

@@ -192,8 +192,9 @@ class Pressure:
     def forget(self, connection: Connection) -> None:
         """It has nothing that waits any more. What a lost connection had is not acknowledged, and will be sent
         again [MQTT-4.4.0-1]."""
-        self._owed.pop(connection, None)
-        if self._waiting.pop(connection, None) is not None:
+        if self._owed:
+            self._owed.pop(connection, None)
+        if self._waiting and self._waiting.pop(connection, None) is not None:
             connection.hold(HELD_BY_QUEUE, False)
             self._switch()
 

@@ -6,9 +6,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from typing import Final
 
-# Cancelled entries that are not worth clearing away.
-_CANCELLED_MIN = 100
+_push: Final = heapq.heappush
+_pop: Final = heapq.heappop
+
+# Cancelled entries that are not worth clearing away: what is left is sorted anew then, and a fleet that connects and
+# goes leaves one per connection.
+_CANCELLED_MIN: Final = 1000
 
 
 class Timer:
@@ -43,7 +48,7 @@ class Timers:
     def at(self, when: float, action: Callable[[float], None]) -> Timer:
         """Call *action(now)* once *when* (s since the epoch) has come."""
         timer = Timer(self, when, action)
-        heapq.heappush(self._heap, timer)
+        _push(self._heap, timer)
         if self._heap[0] is timer:
             self.is_first_new = True
         return timer
@@ -63,7 +68,7 @@ class Timers:
         self.is_first_new = False
         heap = self._heap
         while heap and heap[0].action is None:
-            heapq.heappop(heap)
+            _pop(heap)
             self._cancelled -= 1
         return heap[0].when if heap else None
 
@@ -71,7 +76,7 @@ class Timers:
         """Run everything that is due at *now*; what a run schedules for *now* or earlier runs too."""
         heap = self._heap
         while heap and heap[0].when <= now:
-            timer = heapq.heappop(heap)
+            timer = _pop(heap)
             action, timer.action = timer.action, None
             if action is None:
                 self._cancelled -= 1

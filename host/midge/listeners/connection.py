@@ -6,29 +6,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import cast
+from typing import Final, cast
 
 from midge.core import admission
 from midge.core.broker import Broker
 from midge.core.connection import Connection
 from midge.core.timers import Timer
 from midge.listeners.door import Door
+from midge.listeners.sockets import SocketTransport
 from midge.listeners.turns import Turns
 from midge.logs import Line, about
 from midge.protocol.reasons import ReasonCode
 
-log = logging.getLogger("midge.connection")
+log: Final = logging.getLogger("midge.connection")
 
 # bytes that the transport buffers before it says that the peer reads too slowly. One full window of
 # ordinary messages fits; asyncio's own default is 64 KiB.
-_WRITE_BUFFER_HIGH = 256 * 1024
+_WRITE_BUFFER_HIGH: Final = 256 * 1024
 
 # Pieces of output (acknowledgements, mostly) that wait for a peer that doesn't read, before we stop
 # reading from it. Messages have bounds of their own; acknowledgements are bounded only by this.
-_UNREAD_MAX = 10_000
+_UNREAD_MAX: Final = 10_000
 
 # s that a closing connection may take to read our last packets.
-_CLOSE_TIMEOUT_S = 5.0
+_CLOSE_TIMEOUT_S: Final = 5.0
 
 
 class ClientConnection:
@@ -42,6 +43,7 @@ class ClientConnection:
         "_core",
         "_is_held",
         "_is_reading",
+        "_stream",
         "_transport",
         "_turns",
         "access",
@@ -62,6 +64,9 @@ class ClientConnection:
         now = self._turns.begin()  # its end arms the deadline for CONNECT
         # uvloop's transports have the methods of asyncio.Transport without being its subclasses.
         self._transport = cast(asyncio.Transport, transport)
+        # The same if it is our own, called without a detour when compiled; else None.
+        own: object = transport
+        self._stream: SocketTransport | None = own if isinstance(own, SocketTransport) else None
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_HIGH)
         self.access = self.door.access_of(transport)
         access = None if self.access.is_open else self.access
@@ -69,9 +74,9 @@ class ClientConnection:
         self._core = self._broker.open(address, self, now, access, self.door.limits)
         self._broker.counters.sockets += 1
         self.door.connections += 1
-        limit = self.door.max_connections
-        if limit is not None:
-            admission.bound(self._core, "max_connections", self.door.connections, limit, ReasonCode.SERVER_BUSY)
+        count, limit = self.door.connections, self.door.max_connections
+        if limit is not None and count > limit:
+            admission.bound(self._core, "max_connections", count, limit, ReasonCode.SERVER_BUSY)
 
     def data_received(self, data: bytes) -> None:
         core = self._core
@@ -104,7 +109,10 @@ class ClientConnection:
                 counters = self._broker.counters
                 counters.bytes_sent += len(written)
                 counters.messages_sent += len(data)
-                self._transport.write(written)
+                if self._stream is not None:
+                    self._stream.write(written)
+                else:
+                    self._transport.write(written)
         if core.is_closing:
             self._close()
 
@@ -115,8 +123,9 @@ class ClientConnection:
             transport.abort()  # it doesn't read, so there is nothing to wait for
         elif core.is_drained and not transport.is_closing():
             transport.close()
-            # A timer of ours: one of the event loop's costs as much as the rest of the closing.
-            self._close_timer = self._broker.timers.at(self._turns.now() + _CLOSE_TIMEOUT_S, self._close_due)
+            if self._stream is None or self._stream.fd >= 0:  # it may still have something to write
+                # A timer of ours: one of the event loop's costs as much as the rest of the closing.
+                self._close_timer = self._broker.timers.at(self._turns.now() + _CLOSE_TIMEOUT_S, self._close_due)
 
     def _close_due(self, now: float) -> None:
         self._transport.abort()

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import select
 import socket
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from midge.listeners.tcp import ListeningSocket, open_sockets
 from midge.listeners.turns import Turns
@@ -21,20 +22,31 @@ from midge.listeners.turns import Turns
 log = logging.getLogger("midge.connection")
 
 IS_AVAILABLE = hasattr(select, "epoll")
-_IN, _OUT = 0x001, 0x004  # EPOLLIN, EPOLLOUT: by number, since other systems' modules lack the names
+# EPOLLIN, EPOLLOUT: by number, since other systems' modules lack the names.
+_IN: Final = 0x001
+_OUT: Final = 0x004
 
-# bytes that are read at once; what is left is read in the next turn, so that nobody waits for one who sends much.
-# Below what malloc would ask the system for each time (128 KiB).
-_READ_MAX = 100_000
+# bytes that are read at once; what is left is read in the next turn, so that nobody waits for one who sends much. Below
+# what malloc would ask the system for each time (128 KiB). Most connections never send more at once than the smaller
+# one, for which malloc has a place at hand: their first chunk that fills it makes it the larger one.
+_READ_FIRST: Final = 4096
+_READ_MAX: Final = 100_000
 # Connections accepted in one turn: a fleet that comes all at once must not hold up who is there. asyncio: the backlog.
-_ACCEPT_MAX = 100
+_ACCEPT_MAX: Final = 100
 # s without accepting once the system has no more file descriptors; asyncio's own.
 _ACCEPT_AGAIN_S = 1.0
 # bytes of output that wait when no other limit is set; asyncio's own.
-_HIGH_WATER = 64 * 1024
+_HIGH_WATER: Final = 64 * 1024
 
 # What a transport has pending while it has nothing: never changed, shared by all.
-_NOTHING = bytearray()
+_NOTHING: Final = bytearray()
+
+# A connection is a file descriptor and no more: making a `socket.socket` of it, and closing that, costs as much as
+# all that is decided about a short connection.
+_read: Final = os.read
+_write: Final = os.write
+_close: Final = os.close
+_set_blocking: Final = os.set_blocking
 
 
 class SocketTransport:
@@ -50,15 +62,15 @@ class SocketTransport:
         "_listener",
         "_pending",
         "_protocol",
-        "_socket",
+        "_read_max",
         "fd",
     )
 
-    def __init__(self, listener: SocketListener, accepted: socket.socket, protocol: asyncio.Protocol) -> None:
+    def __init__(self, listener: SocketListener, fd: int, protocol: asyncio.Protocol) -> None:
         self._listener = listener
-        self._socket = accepted
         self._protocol: asyncio.Protocol | None = protocol  # None once it was told of the end
-        self.fd = accepted.fileno()
+        self.fd = fd  # -1 once it is closed: then the system gives the number to another connection
+        self._read_max = _READ_FIRST
         self._events = _IN  # what the epoll looks for
         self._pending = _NOTHING  # output that the kernel hasn't taken yet
         self._high = _HIGH_WATER
@@ -76,12 +88,14 @@ class SocketTransport:
 
     def _receive(self) -> None:
         try:
-            data = self._socket.recv(_READ_MAX)
+            data = _read(self.fd, self._read_max)
         except BlockingIOError:
             return  # what was ready was a connection that had this file descriptor before
         except OSError as error:
             self._end(error)
             return
+        if len(data) == _READ_FIRST:
+            self._read_max = _READ_MAX
         protocol = self._protocol
         if protocol is None:
             return
@@ -92,7 +106,7 @@ class SocketTransport:
 
     def _send_pending(self) -> None:
         try:
-            sent = self._socket.send(self._pending)
+            sent = _write(self.fd, self._pending)
         except BlockingIOError:
             return
         except OSError as error:
@@ -125,11 +139,10 @@ class SocketTransport:
     # -- asyncio.Transport --
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        if name == "peername":
-            return self._socket.getpeername()
-        if name == "sockname":
-            return self._socket.getsockname()
-        return self._socket if name == "socket" else default
+        if name not in ("peername", "sockname") or self.fd < 0:
+            return default
+        with socket.socket(fileno=os.dup(self.fd)) as twin:
+            return twin.getpeername() if name == "peername" else twin.getsockname()
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol = cast(asyncio.Protocol, protocol)
@@ -150,7 +163,7 @@ class SocketTransport:
             self._pending += data
         else:
             try:
-                sent = self._socket.send(data)
+                sent = _write(self.fd, data)
             except BlockingIOError:
                 sent = 0
             except OSError as error:
@@ -191,7 +204,7 @@ class SocketTransport:
     def _watch(self) -> None:
         """Look for what there is something to do about. For nothing: not even for a reset, which it would tell of
         again and again."""
-        if self._socket.fileno() < 0:
+        if self.fd < 0:
             return
         events = (_IN if self._is_reading else 0) | (_OUT if self._pending else 0)
         if events != self._events:
@@ -202,9 +215,10 @@ class SocketTransport:
         self._is_closing = True
         self._is_reading = False
         self._pending = _NOTHING
-        if self._socket.fileno() >= 0:
-            self._socket.close()  # and with that it has left the epoll
-            self._listener.lose(self, error)
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            _close(fd)  # and with that it has left the epoll
+            self._listener.lose(self, fd, error)
 
 
 class SocketListener:
@@ -222,6 +236,7 @@ class SocketListener:
         self._is_at_work = False
         self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
+        self._register = self._epoll.register
         for fd in self._listening:
             self._epoll.register(fd, _IN)
         self._loop.add_reader(self._epoll.fileno(), self._ready)
@@ -237,7 +252,10 @@ class SocketListener:
         self._listening.clear()
 
     def stop(self) -> None:
-        """After the connections have ended."""
+        """After the connections have ended, all that have sent CONNECT."""
+        for transport in list(self._transports.values()):
+            transport.abort()
+        self._tell_lost()
         self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
 
@@ -272,7 +290,7 @@ class SocketListener:
     def _accept(self, listening: ListeningSocket) -> None:
         for _ in range(_ACCEPT_MAX):
             try:
-                accepted, address = listening.accept()
+                fd, address = listening._accept()  # type: ignore[attr-defined]  # the part of `accept` that makes no object
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:  # no more file descriptors, or no memory
@@ -280,12 +298,12 @@ class SocketListener:
                 self._epoll.unregister(listening.fileno())
                 self._loop.call_later(_ACCEPT_AGAIN_S, self._accept_again, listening)
                 return
-            accepted.setblocking(False)
-            host = address[0]
+            _set_blocking(fd, False)
+            host: str = address[0]
             protocol = self._make(f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}")
-            transport = SocketTransport(self, accepted, protocol)
-            self._transports[transport.fd] = transport
-            self._epoll.register(transport.fd, _IN)
+            transport = SocketTransport(self, fd, protocol)
+            self._transports[fd] = transport
+            self._register(fd, _IN)
             protocol.connection_made(cast(asyncio.BaseTransport, transport))
 
     def _accept_again(self, listening: ListeningSocket) -> None:
@@ -302,9 +320,9 @@ class SocketListener:
         else:
             self._epoll.register(fd, events)
 
-    def lose(self, transport: SocketTransport, error: Exception | None) -> None:
-        """It has closed its socket; its protocol is told soon, but not from within its own call."""
-        del self._transports[transport.fd]
+    def lose(self, transport: SocketTransport, fd: int, error: Exception | None) -> None:
+        """It has closed its socket, *fd*; its protocol is told soon, but not from within its own call."""
+        del self._transports[fd]
         if not (self._lost or self._is_at_work):
             self._loop.call_soon(self._tell_lost)
         self._lost.append((transport, error))

@@ -5,6 +5,7 @@ Knows no stream; PUBLISH is the decoder's own.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from midge.protocol import packets as p
 from midge.protocol import reasons
@@ -22,7 +23,7 @@ Parser = Callable[[bytes, int, int, int, ReasonCodes], p.Packet]
 
 # (protocol name, protocol level): version. The high bit of the level is what Mosquitto's bridges set, in
 # 3.1 and 3.1.1 only: 5.0 has no-local and retain-as-published for it.
-_LEVELS = {(b"MQIsdp", 3): 3, (b"MQTT", 4): 4, (b"MQTT", 5): 5, (b"MQIsdp", 0x83): 3, (b"MQTT", 0x84): 4}
+_LEVELS: Final = {(b"MQIsdp", 3): 3, (b"MQTT", 4): 4, (b"MQTT", 5): 5, (b"MQIsdp", 0x83): 3, (b"MQTT", 0x84): 4}
 
 
 def _error(message: str) -> ProtocolError:
@@ -308,7 +309,7 @@ def parse_auth(data: bytes, at: int, end: int, _version: int, codes: ReasonCodes
 
 
 # By the type of the packet (§2.1.2).
-PARSERS: dict[int, Parser] = {
+PARSERS: Final[dict[int, Parser]] = {
     1: parse_connect,
     2: parse_connack,
     4: parse_puback,

@@ -4,7 +4,7 @@ Knows neither socket nor session; the one thing it remembers of the stream is th
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from midge.protocol import reasons
 from midge.protocol.bodies import PARSERS, ReasonCodes, parse_connect, protocol_level
@@ -25,21 +25,21 @@ PACKET_SIZE_MAX = 5 + VARIABLE_INTEGER_MAX
 # mostly, but no memory.
 _TOPICS_BYTES_MAX = 4_000_000
 _TOPIC_CACHED_BYTES_MAX = 256
-_topics: dict[bytes, str] = {}
-_topics_bytes = [0]
+_topics: Final[dict[bytes, str]] = {}
+_topics_bytes: Final = [0]
 
 # What a decoder has pending while it has nothing: never changed, shared by all.
-_NOTHING = bytearray()
+_NOTHING: Final = bytearray()
 
 # First byte of a PUBLISH: (QoS, retain, dup). Missing are QoS 3 [MQTT-3.3.1-4], dup at QoS 0 [MQTT-3.3.1-2].
-_PUBLISH_FLAGS = {
+_PUBLISH_FLAGS: Final = {
     0x30 | dup << 3 | qos << 1 | retain: (qos, bool(retain), bool(dup))
     for qos in range(3)
     for retain in range(2)
     for dup in range(2 if qos else 1)
 }
 # First byte of an acknowledgement that is only a packet identifier.
-_ACKNOWLEDGEMENTS: dict[int, type[Puback] | type[Pubrec] | type[Pubrel] | type[Pubcomp]] = {
+_ACKNOWLEDGEMENTS: Final[dict[int, type[Puback] | type[Pubrec] | type[Pubrel] | type[Pubcomp]]] = {
     0x40: Puback,
     0x50: Pubrec,
     0x62: Pubrel,
@@ -51,7 +51,7 @@ _ACKNOWLEDGEMENTS: dict[int, type[Puback] | type[Pubrec] | type[Pubrel] | type[P
 _BOTH = frozenset((*_PUBLISH_FLAGS, *_ACKNOWLEDGEMENTS))
 _FROM_CLIENT = _BOTH | {0x10, 0x82, 0xA2, 0xC0, 0xE0}
 _FROM_SERVER = _BOTH | {0x20, 0x90, 0xB0, 0xD0}
-_FIRST_BYTES = {
+_FIRST_BYTES: Final = {
     "server": {3: _FROM_CLIENT | {0x6A, 0x8A, 0xAA}, 4: _FROM_CLIENT, 5: _FROM_CLIENT | {0xF0}},
     "client": {3: _FROM_SERVER | {0x6A}, 4: _FROM_SERVER, 5: _FROM_SERVER | {0xE0, 0xF0}},
 }
@@ -234,7 +234,8 @@ class Decoder:
         connect = parse_connect(data, body, end, 0, self._reason_codes)
         if connect.level == 5 and body > 2 and data[body - 1] == 0:
             raise _not_minimal()
-        self._set_version(connect.level)
+        if connect.level != self.version:
+            self._set_version(connect.level)
         packets.append(connect)
         return end
 

