@@ -44,6 +44,11 @@ _FOREVER_MS = const(0x0FFFFFFF)
 _GRACE_MS = const(20)
 # Encoded topic names remembered, so that publishing to the same topic allocates nothing.
 _TOPICS_MAX = const(16)
+# What a poll object says, the same numbers on all ports: POLLIN, POLLOUT.
+_READ = const(1)
+_WRITE = const(4)
+# Tasks that run one after the other before what they left to write leaves all the same: two windows.
+_TURNS = const(32)
 # Inbound QoS 2 identifiers between PUBLISH and PUBREL. 3.1.1 has no Receive Maximum; servers keep 10 (HiveMQ),
 # 20 (Mosquitto) or 32 (EMQX) in flight, so a server that goes beyond this one is broken.
 _INBOUND_MAX = const(256)
@@ -68,12 +73,16 @@ class OutboxFull(MQTTError):
 
 # ------------------------------------------------------------------------------- what the interpreters differ in
 #
-# _Signal: one task waits until set() or until the time is over. _ready(): one task waits for a stream.
+# _Signal: one task waits until set() or until the time is over.
+# _watch(client, events): client.on_ready(events) is called whenever its stream is what *events* say, and
+# client.on_idle(ms) when the loop is about to sleep for that long, it answers for how long it may. None: no more.
 # stream: readinto(buffer) and write(buffer) give the number of bytes, or None when they would block; close().
 #
-# Why not asyncio's streams: on the unix port StreamReader costs 3 generators and a slice for each read, and
-# drain() a generator for each write; parking the task by hand allocates 0 bytes (a signal) or 96 (a poll).
-# On CPython add_reader with recv_into is a third cheaper than a StreamReader, and it is the same shape.
+# Why no tasks that read and write, nor asyncio's streams: a message at QoS 1 that is awaited would cost three changes
+# of task, four calls of poll and 96 bytes for asyncio's queue, where one, two and none do. So on MicroPython we stand
+# between asyncio's queue and its poll object, as midge_broker.py does: streams of ours stay registered there, and what
+# happens to them goes to us; all the rest goes to asyncio as ever. It needs that core._io_queue.poller is used as a
+# select.poll with register, modify, unregister and ipoll: so from MicroPython 1.13 to today's master, on all ports.
 
 async def _end(task):
     if task:
@@ -92,10 +101,8 @@ if _MICROPYTHON:
         is_set = False
         _task = None
 
-        # queue: how the task is parked until `owner`, a stream, is ready, instead of until set().
-        def __init__(self, owner=None, queue=None):
+        def __init__(self, owner=None):
             self.owner = owner
-            self._queue = queue
             self._stop = StopIteration()  # raised again and again: a new one for each wait would be garbage
 
         def wait(self, ms=_FOREVER_MS):
@@ -109,12 +116,6 @@ if _MICROPYTHON:
                 self._task = None
                 core._task_queue.remove(task)
                 core._task_queue.push(task)
-
-        def park(self):
-            if self._queue:
-                self._queue(self.owner)
-            else:
-                core._task_queue.push(core.cur_task, self._until)
 
         # Called when the wait is over, in whatever way. Gives the error that the one who waited gets.
         def settle(self):
@@ -130,7 +131,7 @@ if _MICROPYTHON:
                 self._stop.__traceback__ = None
                 raise error or self._stop
             self._task = core.cur_task
-            self.park()
+            core._task_queue.push(core.cur_task, self._until)
 
         # With send() and throw() the object is a coroutine to create_task(), gather() and wait_for().
         def send(self, _):
@@ -141,9 +142,52 @@ if _MICROPYTHON:
             self.settle()
             raise error
 
-    def _ready(stream, to_write):
+    class _Poller:
+        def __init__(self, queue):
+            self.poll = poll = queue.poller
+            self.register = poll.register
+            self.modify = poll.modify
+            self.unregister = poll.unregister
+            self.clients = {}  # id(stream): client
+            self.turns = 0
+            self.end = StopIteration()
+            queue.poller = queue.midge_client = self
+
+        # ms is 0 when a task is ready: it may have more to write.
+        def ipoll(self, ms):
+            self.turns += 1
+            if ms or self.turns > _TURNS:
+                self.turns = 0
+                for key in self.clients:
+                    ms = self.clients[key].on_idle(ms & _FOREVER_MS)  # -1: for ever
+                task = core._task_queue.peek()
+                if task and ticks_diff(task.ph_key, core.ticks()) <= 0:  # woken by that
+                    ms = 0
+            self.poll.ipoll(ms)
+            return self
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            for ready in self.poll:
+                client = self.clients.get(id(ready[0]))
+                if not client:
+                    return ready
+                client.on_ready(ready[1])
+            self.end.__traceback__ = None  # else it grows
+            raise self.end
+
+    def _watch(client, events):
         queue = core._io_queue
-        return _Signal(stream, queue.queue_write if to_write else queue.queue_read)
+        poller = getattr(queue, "midge_client", None) or _Poller(queue)
+        stream = client._stream
+        poller.clients[id(stream)] = client
+        poller.unregister(stream)
+        if events:
+            poller.register(stream, events)
+        elif events is None:
+            del poller.clients[id(stream)]
 
     # A generator that has ended can be awaited any number of times: what a QoS 0 publish returns.
     _ENDED = _end(None)
@@ -197,24 +241,44 @@ else:
                 timer.cancel()
                 self._future = None
 
-    class _ready:
-        def __init__(self, stream, to_write):
-            self._stream = stream
-            self._to_write = to_write
+    def _watch(client, events):
+        loop = asyncio.get_running_loop()
+        stream = client._stream
+        loop.remove_reader(stream)
+        loop.remove_writer(stream)
+        client._tx.loop = loop if events is not None else None
+        if events and events & _READ:
+            loop.add_reader(stream, _on_ready, client, _READ)
+            _on_ready(client, 0)
+        if events and events & _WRITE:
+            loop.add_writer(stream, _on_ready, client, _WRITE)
 
-        def __await__(self):
-            loop = asyncio.get_running_loop()
-            add, remove = loop.add_reader, loop.remove_reader
-            if self._to_write:
-                add, remove = loop.add_writer, loop.remove_writer
-            elif getattr(self._stream, "pending", None) and self._stream.pending():
-                return  # TLS: decrypted and not yet read, no poll would tell
-            future = loop.create_future()
-            add(self._stream, _resolve, future)
-            try:
-                yield from future
-            finally:
-                remove(self._stream)
+    def _on_ready(client, events):
+        if events:
+            client.on_ready(events)
+        pending = getattr(client._stream, "pending", None)
+        while pending and pending() and not (client._stalled or client._lost):
+            client.on_ready(_READ)  # TLS: decrypted and not yet read, no poll would tell
+        client._tx.kick()
+
+    # What is to be written. Nobody tells that asyncio's loop is about to sleep: at the end of this turn is soon enough.
+    class _Buffer(bytearray):
+        client = loop = _timer = None
+
+        def extend(self, data):
+            super().extend(data)
+            self.kick()
+
+        def kick(self):
+            if self._timer:
+                self._timer.cancel()
+            if self.loop:
+                self._timer = self.loop.call_soon(self._on_idle)
+
+        def _on_idle(self):
+            ms = self.client.on_idle(_FOREVER_MS) if self.loop else _FOREVER_MS
+            if ms < _FOREVER_MS:
+                self._timer = self.loop.call_later(ms / 1000, self._on_idle)
 
     # A socket with TLS, with a file's reads and writes that don't block. ssl wants the socket connected first.
     class _TLSStream:
@@ -473,7 +537,7 @@ class _Arrival(_Signal):
         if self.owner._closed:
             raise StopAsyncIteration
         self._task = core.cur_task
-        self.wait().park()
+        core._task_queue.push(core.cur_task, core.ticks_add(core.ticks(), _FOREVER_MS))
 
 
 # Times: keepalive, timeout and patience in seconds. `timeout`: for each answer of the server; when it is over the
@@ -495,11 +559,12 @@ class Client:
     # QoS 0 messages for which the inbox had no room; messages received; bytes and calls of write and readinto
     dropped = received = tx_bytes = tx_writes = rx_bytes = rx_reads = 0
 
-    _stream = _runner = _reader = _writer = None
+    _stream = _runner = None
     _source = None  # midge_large.py: what a payload is being read from
     _closed = True  # cleared by connect(), set by disconnect()
     _early = False  # set by wake(): packets follow CONNECT before CONNACK
-    _overflow = False  # set by _read: take more all the same; cleared by _take
+    _overflow = False  # set by on_idle: take more all the same; cleared by _take
+    _events = _lingers = 0  # what the stream is watched for; since when what is to be written lingers
     _rx_topic = b""  # the last topic received, and its bytes
     _rx_name = ""
 
@@ -533,7 +598,11 @@ class Client:
         self._connect = self._make_connect(client_id, user, password, will)
         self._topics = {}  # topic name: its bytes
         self._filters = {}  # filter: qos, renewed when the server has no session
-        self._tx = bytearray(256)
+        if _MICROPYTHON:
+            self._tx = bytearray(256)
+        else:
+            self._tx = _Buffer(256)
+            self._tx.client = self
         self._tx[:] = b""  # empty, its room kept
         self._rx = bytearray(max_packet + 2)  # a length can be read from its end, and is then found wrong
         self._view = memoryview(self._rx)[:max_packet]
@@ -543,8 +612,6 @@ class Client:
         self._arrival = _Arrival(self)
         self._up = _Signal()  # CONNACK, or lost
         self._down = _Signal()  # the timer's: lost
-        self._kick = _Signal()  # the writer's: something to write
-        self._read_on = _Signal()  # the reader's: room in the inbox, or an answer expected
 
     # Raises MQTTError (refused: .code), MQTTTimeout or OSError. Once connected, the connection is kept: lost, it is
     # made again, until disconnect().
@@ -556,7 +623,7 @@ class Client:
             await self._open()
         except BaseException:
             self._closed = True
-            await self._close()
+            self._close()
             raise
         self._runner = asyncio.create_task(self._run())
 
@@ -600,7 +667,7 @@ class Client:
                     break
                 await sleep_ms(1)
         self._closed = True
-        await self._close()
+        self._close()
         for message in self.outbox.messages:
             message.set()
         self._pump()
@@ -620,6 +687,7 @@ class Client:
         async def __anext__(self):
             while True:
                 message = self._take()
+                self._tx.kick()  # there is room in the inbox
                 if message:
                     return message
                 if self._closed:
@@ -660,7 +728,6 @@ class Client:
     def _publish_now(self, header, topic, payload, properties):
         if not header & 6:
             self._put_publish(header, 0, topic, payload, properties)
-            self._kick.set()
             if _MICROPYTHON:
                 return _ENDED
             return _end(None)
@@ -714,9 +781,8 @@ class Client:
                 outbox.remove(message)
         message.sent = True
         message.sent_at = ticks_ms()
-        self._kick.set()
-        if self._stalled:  # an answer is expected: the reader must not wait for the program
-            self._read_on.set()
+        if self._stalled:
+            self._stalled = message.sent_at | 1
 
     def _answer(self, header, packet_id, rest=b""):
         tx = self._tx
@@ -724,13 +790,11 @@ class Client:
         _put_length(tx, 2 + len(rest))
         _put_pair(tx, packet_id)
         tx.extend(rest)
-        self._kick.set()
 
     # PINGREQ, DISCONNECT.
     def _put_empty(self, header):
         self._tx.append(header)
-        self._tx.append(0)
-        self._kick.set()
+        self._tx.extend(b"\0")
 
     # First come, first served: who waits here is woken when those before have gone, and looks again.
     async def _room(self, header):
@@ -772,8 +836,6 @@ class Client:
         if self._inbox:
             self._confirm(self._marks.pop(0))
             self._overflow = False
-            if self._stalled:
-                self._read_on.set()
             return self._inbox.pop(0)
 
     def _confirm(self, mark):
@@ -791,8 +853,7 @@ class Client:
         stream = self._dial()
         self._stream = stream if hasattr(stream, "readinto") else await self._patiently(stream)
         self._begin()
-        self._reader = asyncio.create_task(self._read())
-        self._writer = asyncio.create_task(self._write())
+        self._watch()
         await self._up.wait(self._timeout_ms)
         # A connection that was accepted, and is lost already, is a lost connection like any other.
         if self.session_present is None:
@@ -810,22 +871,22 @@ class Client:
     def _begin(self):
         self._lost = None  # set by _lose
         self._ping_at = None  # set when PINGREQ leaves, cleared by PINGRESP
-        self._stalled = False  # set and cleared by _parse: the inbox is full
+        self._stalled = 0  # set and cleared by _parse: since when the inbox is full
+        self._blocked = True  # set when the stream takes no more, cleared by on_ready: connected, or room again
+        self._events = 0
         self._rx_end = self._rx_pos = 0  # received and not parsed: always at the start of _rx when reading
         self.session_present = None
         self._up.is_set = False
         self.outbox.sent = 0
         self._tx[:] = self._connect
-        self._kick.set()
         self._rx_at = self._tx_at = ticks_ms()
 
-    async def _close(self):
+    def _close(self):
         self.connected = False
-        await _end(self._reader)
-        await _end(self._writer)
-        if self._stream:  # only now that nobody waits for it: CPython's event loop would keep its file descriptor
+        if self._stream:
+            _watch(self, None)
             self._stream.close()
-        self._reader = self._writer = self._stream = None
+        self._stream = None
 
     def _lose(self, error):
         if self._lost is None:
@@ -839,7 +900,7 @@ class Client:
             await self._keep()
             delay_ms = self.backoff_ms[0]
             while not self.connected:
-                await self._close()
+                self._close()
                 if not self._runner:
                     return
                 # Half of it by chance, as the clock's last bits are: a hundred boards don't come back in step.
@@ -884,26 +945,58 @@ class Client:
             return self.keepalive * 875 - max(ticks_diff(now, self._tx_at), ticks_diff(now, self._rx_at))
         return min(self._timeout_ms, self.keepalive * 500) - ticks_diff(now, self._ping_at)
 
-    # All that was queued since the last turn leaves in one write: MicroPython has no TCP_NODELAY on every port, and a
-    # second small write would wait for the delayed ACK of the first (measured: 23 QoS 1 messages a second).
-    async def _write(self):
-        tx = self._tx
-        writable = _ready(self._stream, True)
+    def _watch(self):
+        events = (0 if self._stalled else _READ) | (_WRITE if self._blocked else 0)
+        if events != self._events:
+            self._events = events
+            _watch(self, events)
+
+    def on_ready(self, events):
         try:
-            await writable  # connected, or refused: the first write then raises its error
-            while True:
-                await self._kick.wait()
-                if self.linger_ms and self.connected:
-                    await sleep_ms(self.linger_ms)
-                self._kick.is_set = False
-                while tx or self._source:
-                    self._flush()
-                    if tx or self._source:
-                        await writable
-                    else:
-                        self._pump()
-        except OSError as error:
+            if events & ~_READ and self._blocked:
+                self._blocked = False
+                self._watch()
+            if self._stalled:
+                self._watch()
+            elif events & ~_WRITE and not self._lost:
+                self._receive()
+        except Exception as error:  # noqa: BLE001 - of on_message, say: it would end the hosting program
             self._lose(error)
+
+    # All that was put there since the last turn leaves in one write: MicroPython has no TCP_NODELAY on every port, and
+    # a second small write would wait for the delayed ACK of the first (measured: 23 QoS 1 messages a second).
+    def on_idle(self, ms):
+        tx = self._tx
+        try:
+            if self._stalled:
+                # Back-pressure: the server waits until the program reads. Unless an answer is expected: the program
+                # may wait for it in its loop. It gets a moment to read, then packets are taken beyond `inbox`.
+                if len(self._inbox) < self.inbox:
+                    self._parse()
+                if self._stalled and self.outbox.messages:
+                    left_ms = _GRACE_MS - ticks_diff(ticks_ms(), self._stalled)
+                    if left_ms > 0:
+                        ms = min(ms, left_ms)
+                    else:
+                        self._overflow = True
+                        self._parse()
+                self._watch()
+            while (tx or self._source) and not self._blocked and not self._lost:
+                if self.linger_ms and self.connected:
+                    self._lingers = self._lingers or ticks_ms() | 1
+                    left_ms = self.linger_ms - ticks_diff(ticks_ms(), self._lingers)
+                    if left_ms > 0:
+                        return min(ms, left_ms)
+                    self._lingers = 0
+                self._flush()
+                if tx or self._source:
+                    self._blocked = True
+                    self._watch()
+                else:
+                    self._pump()
+        except Exception as error:  # noqa: BLE001
+            self._lose(error)
+        return ms
 
     # Writes what the stream takes at once.
     def _flush(self):
@@ -917,22 +1010,6 @@ class Client:
             self.tx_writes += 1
             self.tx_bytes += n
             self._tx[:n] = b""
-
-    async def _read(self):
-        readable = _ready(self._stream, False)
-        try:
-            while True:
-                await readable
-                self._receive()
-                while self._stalled:
-                    # Back-pressure: the server waits until the program reads. Unless an answer is expected: the program
-                    # may wait for it in its loop. It gets a moment to read, then packets are taken beyond `inbox`.
-                    self._read_on.is_set = False
-                    await self._read_on.wait(_GRACE_MS if self.outbox.messages else _FOREVER_MS)
-                    self._overflow = not self._read_on.is_set
-                    self._parse()
-        except (OSError, MemoryError) as error:
-            self._lose(error)
 
     # Reads and handles what has come; None if nothing had.
     def _receive(self):
@@ -955,7 +1032,7 @@ class Client:
         rx = self._rx
         pos = self._rx_pos
         end = self._rx_end
-        self._stalled = False
+        self._stalled = 0
         while end - pos >= 2:
             length = rx[pos + 1]
             body = pos + 2
@@ -970,7 +1047,7 @@ class Client:
             header = rx[pos]
             if header & 0xF0 == _PUBLISH:
                 if len(self._inbox) >= self.inbox and not self._overflow:
-                    self._stalled = True
+                    self._stalled = ticks_ms() | 1
                     break
                 self._on_publish(header, body, body + length)
             else:

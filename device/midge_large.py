@@ -94,7 +94,7 @@ def large(base):
             message.sent = True
             message.sent_at = ticks_ms()
             if self._stalled:
-                self._read_on.set()
+                self._stalled = message.sent_at | 1
 
         # What stands in _tx leaves before the payload, what is put there later behind it.
         def _start(self, header, packet_id, topic):
@@ -110,7 +110,7 @@ def large(base):
             self._to_read = self._size
             self._chunk = b""
             self._source = self._file
-            self._kick.set()
+            tx.extend(b"")  # CPython's asks for a write
 
         def _flush(self):
             if not self._source:
