@@ -34,9 +34,7 @@ _SUBACK = const(0x90)
 _UNSUBSCRIBE = const(0xA2)
 _UNSUBACK = const(0xB0)
 _DUP = const(0x08)
-_PINGREQ = const(0xC0)
 _PINGRESP = const(0xD0)
-_DISCONNECT = const(0xE0)
 
 # "Until something happens": three days, safely below half the period of ticks_ms (2**29 ms).
 _FOREVER_MS = const(0x0FFFFFFF)
@@ -47,8 +45,8 @@ _TOPICS_MAX = const(16)
 # What a poll object says, the same numbers on all ports: POLLIN, POLLOUT.
 _READ = const(1)
 _WRITE = const(4)
-# Tasks that run one after the other before what they left to write leaves all the same: two windows.
-_TURNS = const(32)
+# For so long tasks that are ready, one after the other, go before the network: what they have to write leaves together.
+_BUSY_MS = const(10)
 # Inbound QoS 2 identifiers between PUBLISH and PUBREL. 3.1.1 has no Receive Maximum; servers keep 10 (HiveMQ),
 # 20 (Mosquitto) or 32 (EMQX) in flight, so a server that goes beyond this one is broken.
 _INBOUND_MAX = const(256)
@@ -74,8 +72,9 @@ class OutboxFull(MQTTError):
 # ------------------------------------------------------------------------------- what the interpreters differ in
 #
 # _Signal: one task waits until set() or until the time is over.
-# _watch(client, events): client.on_ready(events) is called whenever its stream is what *events* say, and
-# client.on_idle(ms) when the loop is about to sleep for that long, it answers for how long it may. None: no more.
+# _watch(client, connected): from now on client.on_ready(events) is called whenever its stream is ready, unless the client
+# is stalled or not blocked, and client.on_idle(ms) when the loop is about to sleep for that long, or when
+# tasks kept it busy for _BUSY_MS; it gives for how long it may.
 # stream: readinto(buffer) and write(buffer) give the number of bytes, or None when they would block; close().
 #
 # Why no tasks that read and write, nor asyncio's streams: a message at QoS 1 that is awaited would cost three changes
@@ -97,13 +96,14 @@ if _MICROPYTHON:
     from asyncio import core, sleep_ms
     from time import ticks_add, ticks_diff, ticks_ms
 
+    _STOP = StopIteration()  # raised again and again: a new one each time would be garbage
+
     class _Signal:
         is_set = False
         _task = None
 
         def __init__(self, owner=None):
             self.owner = owner
-            self._stop = StopIteration()  # raised again and again: a new one for each wait would be garbage
 
         def wait(self, ms=_FOREVER_MS):
             self._until = core.ticks_add(core.ticks(), ms)
@@ -128,8 +128,8 @@ if _MICROPYTHON:
             if self.is_set or self._task:
                 self._task = None
                 error = self.settle()
-                self._stop.__traceback__ = None
-                raise error or self._stop
+                _STOP.__traceback__ = None  # else it grows
+                raise error or _STOP
             self._task = core.cur_task
             core._task_queue.push(core.cur_task, self._until)
 
@@ -148,21 +148,16 @@ if _MICROPYTHON:
             self.register = poll.register
             self.modify = poll.modify
             self.unregister = poll.unregister
-            self.clients = {}  # id(stream): client
-            self.turns = 0
-            self.end = StopIteration()
-            queue.poller = queue.midge_client = self
+            self.clients = set()
+            self.ticks = ticks_ms()  # of the last poll
+            queue.poller = queue.client = self
 
-        # ms is 0 when a task is ready: it may have more to write.
+        # ms is 0 when a task is ready: it may have more to write, and need not wait for what the network says.
         def ipoll(self, ms):
-            self.turns += 1
-            if ms or self.turns > _TURNS:
-                self.turns = 0
-                for key in self.clients:
-                    ms = self.clients[key].on_idle(ms & _FOREVER_MS)  # -1: for ever
-                task = core._task_queue.peek()
-                if task and ticks_diff(task.ph_key, core.ticks()) <= 0:  # woken by that
-                    ms = 0
+            if not ms and ticks_diff(ticks_ms(), self.ticks) < _BUSY_MS:
+                return ()
+            for client in self.clients:
+                ms = client.on_idle(ms & _FOREVER_MS)  # -1: for ever
             self.poll.ipoll(ms)
             return self
 
@@ -171,23 +166,26 @@ if _MICROPYTHON:
 
         def __next__(self):
             for ready in self.poll:
-                client = self.clients.get(id(ready[0]))
-                if not client:
+                for client in self.clients:
+                    if client._stream is ready[0]:
+                        client.on_ready(ready[1])
+                        break
+                else:
                     return ready
-                client.on_ready(ready[1])
-            self.end.__traceback__ = None  # else it grows
-            raise self.end
+            self.ticks = ticks_ms()
+            _STOP.__traceback__ = None
+            raise _STOP
 
-    def _watch(client, events):
+    def _watch(client, connected=True):
         queue = core._io_queue
-        poller = getattr(queue, "midge_client", None) or _Poller(queue)
-        stream = client._stream
-        poller.clients[id(stream)] = client
-        poller.unregister(stream)
-        if events:
-            poller.register(stream, events)
-        elif events is None:
-            del poller.clients[id(stream)]
+        poller = getattr(queue, "client", None) or _Poller(queue)
+        events = client._blocked if client._stalled else client._blocked | _READ
+        poller.clients.add(client)
+        poller.unregister(client._stream)
+        if not connected:
+            poller.clients.remove(client)
+        elif events:
+            poller.register(client._stream, events)
 
     # A generator that has ended can be awaited any number of times: what a QoS 0 publish returns.
     _ENDED = _end(None)
@@ -241,17 +239,17 @@ else:
                 timer.cancel()
                 self._future = None
 
-    def _watch(client, events):
+    def _watch(client, connected=True):
         loop = asyncio.get_running_loop()
         stream = client._stream
         loop.remove_reader(stream)
         loop.remove_writer(stream)
-        client._tx.loop = loop if events is not None else None
-        if events and events & _READ:
+        client._tx.loop = loop if connected else None
+        if connected and client._blocked:
+            loop.add_writer(stream, _on_ready, client, _WRITE)
+        if connected and not client._stalled:
             loop.add_reader(stream, _on_ready, client, _READ)
             _on_ready(client, 0)
-        if events and events & _WRITE:
-            loop.add_writer(stream, _on_ready, client, _WRITE)
 
     def _on_ready(client, events):
         if events:
@@ -339,7 +337,8 @@ def dial(host, port, tls=None):
         raise
     if _MICROPYTHON:
         return stream
-    return stream.makefile("rwb", 0)
+    else:  # noqa: RET505 - what follows a return isn't left out
+        return stream.makefile("rwb", 0)
 
 
 # ------------------------------------------------------------------------------------------------------- codec
@@ -358,7 +357,7 @@ def _header(qos, retain):
 
 def _put_pair(packet, n):
     if n > 0xFFFF:
-        raise ValueError("too long")
+        raise ValueError("length")
     packet.append(n >> 8)
     packet.append(n & 0xFF)
 
@@ -482,7 +481,7 @@ class MemoryOutbox:
                     self.remove(message)
                     self.dropped += 1
                     return
-        raise OutboxFull("full")
+        raise OutboxFull("limit")
 
     # PUBREC: the server has the message; from now on only PUBREL may be sent [MQTT-4.3.3-1].
     def release(self, message):
@@ -507,7 +506,6 @@ class MemoryOutbox:
         for message in self.messages:  # the first one, when the server answers in order
             if message.packet_id == packet_id:
                 return message
-        return None
 
     def remember(self, packet_id):
         self.inbound.append(packet_id)
@@ -537,7 +535,7 @@ class _Arrival(_Signal):
         if self.owner._closed:
             raise StopAsyncIteration
         self._task = core.cur_task
-        core._task_queue.push(core.cur_task, core.ticks_add(core.ticks(), _FOREVER_MS))
+        core._task_queue.push(core.cur_task, self.wait()._until)
 
 
 # Times: keepalive, timeout and patience in seconds. `timeout`: for each answer of the server; when it is over the
@@ -556,15 +554,14 @@ class Client:
     connected = False
     session_present = None  # True or False after CONNACK
     error = None  # why the last connection or attempt ended
-    # QoS 0 messages for which the inbox had no room; messages received; bytes and calls of write and readinto
-    dropped = received = tx_bytes = tx_writes = rx_bytes = rx_reads = 0
+    dropped = received = 0  # QoS 0 messages for which the inbox had no room; messages received
 
     _stream = _runner = None
     _source = None  # midge_large.py: what a payload is being read from
     _closed = True  # cleared by connect(), set by disconnect()
     _early = False  # set by wake(): packets follow CONNECT before CONNACK
     _overflow = False  # set by on_idle: take more all the same; cleared by _take
-    _events = _lingers = 0  # what the stream is watched for; since when what is to be written lingers
+    _lingers = 0  # since when there is something to be written
     _rx_topic = b""  # the last topic received, and its bytes
     _rx_name = ""
 
@@ -610,8 +607,7 @@ class Client:
         self._marks = []  # for each, what is to be acknowledged: packet_id << 1, | 1 for QoS 2; 0 for nothing
         self._waiting = []  # signals of publishers that found no room
         self._arrival = _Arrival(self)
-        self._up = _Signal()  # CONNACK, or lost
-        self._down = _Signal()  # the timer's: lost
+        self._change = _Signal()  # CONNACK, or lost
 
     # Raises MQTTError (refused: .code), MQTTTimeout or OSError. Once connected, the connection is kept: lost, it is
     # made again, until disconnect().
@@ -635,8 +631,8 @@ class Client:
         payload = _encode(payload)
         header = _header(qos, retain)
         if self._waiting or not self._has_room(header):
-            return self._publish_later(header, encoded, payload, properties)
-        return self._publish_now(header, encoded, payload, properties)
+            return self._later(header, encoded, payload, properties)
+        return self._now(header, encoded, payload, properties)
 
     # Leaves a message to the outbox and doesn't wait: it is sent when there is a connection.
     def store(self, topic, payload, qos=1, retain=False):
@@ -661,7 +657,7 @@ class Client:
         runner, self._runner = self._runner, None  # _run looks at it: _close swallows a cancellation
         await _end(runner)
         if self.connected:
-            self._put_empty(_DISCONNECT)
+            self._tx.extend(b"\xe0\0")  # DISCONNECT
             for _ in range(self._timeout_ms):
                 if not self._tx or self._lost:
                     break
@@ -725,29 +721,35 @@ class Client:
             return len(self.outbox.messages) < self.window
         return self.connected and len(self._tx) < len(self._rx)
 
-    def _publish_now(self, header, topic, payload, properties):
+    def _now(self, header, topic, payload, properties):
         if not header & 6:
             self._put_publish(header, 0, topic, payload, properties)
             if _MICROPYTHON:
                 return _ENDED
-            return _end(None)
+            else:  # noqa: RET505
+                return _end(None)
         if self._closed:
             raise MQTTError("disconnected")
         message = self.outbox.add(header, topic, payload, properties)
         self._pump()
         return self._settled(message)
 
-    async def _publish_later(self, header, topic, payload, properties):
+    async def _later(self, header, *rest):
         await self._room(header)
-        await self._publish_now(header, topic, payload, properties)
+        await self._now(header, *rest)
 
     def _put_publish(self, header, packet_id, topic, payload, properties):
         packet = self._tx
-        packet.append(header)
-        _put_length(packet, len(topic) + len(properties) + len(payload) + (4 if header & 6 else 2))
-        _put_string(packet, topic)
+        append = packet.append
+        n = len(topic)
+        append(header)
+        _put_length(packet, n + len(properties) + len(payload) + (4 if header & 6 else 2))
+        append(n >> 8)
+        append(n & 0xFF)
+        packet.extend(topic)
         if header & 6:
-            _put_pair(packet, packet_id)
+            append(packet_id >> 8)
+            append(packet_id & 0xFF)
         packet.extend(properties)
         packet.extend(payload)
 
@@ -781,8 +783,6 @@ class Client:
                 outbox.remove(message)
         message.sent = True
         message.sent_at = ticks_ms()
-        if self._stalled:
-            self._stalled = message.sent_at | 1
 
     def _answer(self, header, packet_id, rest=b""):
         tx = self._tx
@@ -790,11 +790,6 @@ class Client:
         _put_length(tx, 2 + len(rest))
         _put_pair(tx, packet_id)
         tx.extend(rest)
-
-    # PINGREQ, DISCONNECT.
-    def _put_empty(self, header):
-        self._tx.append(header)
-        self._tx.extend(b"\0")
 
     # First come, first served: who waits here is woken when those before have gone, and looks again.
     async def _room(self, header):
@@ -853,8 +848,8 @@ class Client:
         stream = self._dial()
         self._stream = stream if hasattr(stream, "readinto") else await self._patiently(stream)
         self._begin()
-        self._watch()
-        await self._up.wait(self._timeout_ms)
+        _watch(self)
+        await self._change.wait(self._timeout_ms)
         # A connection that was accepted, and is lost already, is a lost connection like any other.
         if self.session_present is None:
             raise self._lost or MQTTTimeout("no CONNACK")
@@ -872,11 +867,10 @@ class Client:
         self._lost = None  # set by _lose
         self._ping_at = None  # set when PINGREQ leaves, cleared by PINGRESP
         self._stalled = 0  # set and cleared by _parse: since when the inbox is full
-        self._blocked = True  # set when the stream takes no more, cleared by on_ready: connected, or room again
-        self._events = 0
-        self._rx_end = self._rx_pos = 0  # received and not parsed: always at the start of _rx when reading
+        self._blocked = _WRITE  # set when the stream takes no more, cleared by on_ready: connected, or room again
+        self._rx_end = 0  # received and not parsed, at the start of _rx
         self.session_present = None
-        self._up.is_set = False
+        self._change.is_set = False
         self.outbox.sent = 0
         self._tx[:] = self._connect
         self._rx_at = self._tx_at = ticks_ms()
@@ -884,7 +878,7 @@ class Client:
     def _close(self):
         self.connected = False
         if self._stream:
-            _watch(self, None)
+            _watch(self, False)
             self._stream.close()
         self._stream = None
 
@@ -892,8 +886,7 @@ class Client:
         if self._lost is None:
             self._lost = self.error = error
         self.connected = False
-        self._up.set()
-        self._down.set()
+        self._change.set()
 
     async def _run(self):
         while self._runner:
@@ -908,7 +901,7 @@ class Client:
                 delay_ms = min(delay_ms * 2, self.backoff_ms[1])
                 try:
                     await self._open()
-                except OSError as error:
+                except Exception as error:  # noqa: BLE001 - MemoryError, say: there is some later
                     self.error = error
 
     # Until the connection is lost: PINGREQ when nothing else was sent, or nothing came, for a keep alive; the link is
@@ -920,7 +913,7 @@ class Client:
             if self.keepalive:
                 left_ms = self._ping_ms(now)
                 if left_ms <= 0 and self._ping_at is None:
-                    self._put_empty(_PINGREQ)
+                    self._tx.extend(b"\xc0\0")  # PINGREQ
                     self._ping_at = now
                     left_ms = self._ping_ms(now)
             if self.outbox.sent:
@@ -935,8 +928,8 @@ class Client:
                 if not self.link.isconnected():
                     return self._lose(MQTTError("no link"))
                 left_ms = min(left_ms, 1000)
-            self._down.is_set = False
-            await self._down.wait(min(left_ms, self._timeout_ms // 4))  # what is sent meanwhile has a deadline too
+            self._change.is_set = False
+            await self._change.wait(min(left_ms, self._timeout_ms // 4))  # what is sent meanwhile has a deadline too
 
     # Milliseconds until PINGREQ is due, or then until PINGRESP is overdue. The server waits 1.5 keep alive; we ask an
     # eighth early, so that the answer comes within them too.
@@ -945,20 +938,14 @@ class Client:
             return self.keepalive * 875 - max(ticks_diff(now, self._tx_at), ticks_diff(now, self._rx_at))
         return min(self._timeout_ms, self.keepalive * 500) - ticks_diff(now, self._ping_at)
 
-    def _watch(self):
-        events = (0 if self._stalled else _READ) | (_WRITE if self._blocked else 0)
-        if events != self._events:
-            self._events = events
-            _watch(self, events)
-
     def on_ready(self, events):
         try:
-            if events & ~_READ and self._blocked:
-                self._blocked = False
-                self._watch()
+            if events != _READ:
+                self._blocked = 0
+                _watch(self)
             if self._stalled:
-                self._watch()
-            elif events & ~_WRITE and not self._lost:
+                _watch(self)
+            elif not self._lost:
                 self._receive()
         except Exception as error:  # noqa: BLE001 - of on_message, say: it would end the hosting program
             self._lose(error)
@@ -971,17 +958,14 @@ class Client:
             if self._stalled:
                 # Back-pressure: the server waits until the program reads. Unless an answer is expected: the program
                 # may wait for it in its loop. It gets a moment to read, then packets are taken beyond `inbox`.
-                if len(self._inbox) < self.inbox:
+                if self.outbox.messages:
+                    self._overflow = ticks_diff(ticks_ms(), self._stalled) >= _GRACE_MS
+                    ms = min(ms, _GRACE_MS)
+                if self._overflow or len(self._inbox) < self.inbox:
                     self._parse()
-                if self._stalled and self.outbox.messages:
-                    left_ms = _GRACE_MS - ticks_diff(ticks_ms(), self._stalled)
-                    if left_ms > 0:
-                        ms = min(ms, left_ms)
-                    else:
-                        self._overflow = True
-                        self._parse()
-                self._watch()
-            while (tx or self._source) and not self._blocked and not self._lost:
+                    _watch(self)
+                    ms = 0  # someone may have been woken
+            while (tx or self._source) and not (self._blocked or self._lost):
                 if self.linger_ms and self.connected:
                     self._lingers = self._lingers or ticks_ms() | 1
                     left_ms = self.linger_ms - ticks_diff(ticks_ms(), self._lingers)
@@ -990,13 +974,15 @@ class Client:
                     self._lingers = 0
                 self._flush()
                 if tx or self._source:
-                    self._blocked = True
-                    self._watch()
-                else:
-                    self._pump()
+                    self._blocked = _WRITE
+                    _watch(self)
+                elif self._waiting:
+                    ms = 0
+                self._pump()
+            return ms
         except Exception as error:  # noqa: BLE001
             self._lose(error)
-        return ms
+            return 0
 
     # Writes what the stream takes at once.
     def _flush(self):
@@ -1007,8 +993,6 @@ class Client:
             raise MQTTError(str(error))
         if n:
             self._tx_at = ticks_ms()
-            self.tx_writes += 1
-            self.tx_bytes += n
             self._tx[:n] = b""
 
     # Reads and handles what has come; None if nothing had.
@@ -1019,18 +1003,16 @@ class Client:
             raise MQTTError(str(error))
         if n:
             self._rx_at = ticks_ms()
-            self.rx_reads += 1
-            self.rx_bytes += n
             self._rx_end += n
             self._parse()
         elif n == 0:
             raise MQTTError("closed by the server")
         return n
 
-    # Takes all complete packets out of the buffer, where they lie; an incomplete one moves to its start.
+    # Takes all complete packets out of the buffer, where they lie; what is left then moves to its start.
     def _parse(self):
         rx = self._rx
-        pos = self._rx_pos
+        pos = 0
         end = self._rx_end
         self._stalled = 0
         while end - pos >= 2:
@@ -1053,13 +1035,9 @@ class Client:
             else:
                 self._on_packet(header, body, length)
             pos = body + length
-        if self._stalled:
-            self._rx_pos = pos
-            return
-        if pos and pos < end:
-            self._view[:end - pos] = self._view[pos:end]
-        self._rx_pos = 0
         self._rx_end = end - pos
+        if 0 < pos < end:
+            self._view[:end - pos] = self._view[pos:end]
 
     def _on_publish(self, header, pos, end):
         rx = self._rx
@@ -1178,7 +1156,7 @@ class Client:
                 self._ask(_SUBSCRIBE, self._filters)
         if not self._early:
             self._pump()
-        self._up.set()
+        self._change.set()
 
     def _make_connect(self, client_id, user, password, will):
         flags = 2 if self.clean else 0
@@ -1192,14 +1170,12 @@ class Client:
             payload.extend(self._extra)
             _put_string(payload, topic)
             _put_string(payload, _encode(message))
-        if user is not None:
-            flags |= 0x80
-            _put_string(payload, _encode(user))
-        if password is not None:
-            if user is None:
-                raise ValueError("user")  # [MQTT-3.1.2-22]
-            flags |= 0x40
-            _put_string(payload, _encode(password))
+        for flag, text in ((0x80, user), (0x40, password)):
+            if text is not None:
+                flags |= flag
+                _put_string(payload, _encode(text))
+        if flags & 0xC0 == 0x40:
+            raise ValueError("user")  # [MQTT-3.1.2-22]
         packet = bytearray(b"\x10")
         _put_length(packet, 10 + len(self._properties) + len(payload))
         packet.extend(b"\0\x04MQTT")

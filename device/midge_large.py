@@ -4,7 +4,7 @@ It must not hold more of a payload than one chunk."""
 import asyncio
 
 import midge_client
-from midge_client import MQTTError, _get_length, _header, _put_length, _put_pair, _put_string, _Signal, const, ticks_ms
+from midge_client import MQTTError, _get_length, _header, _put_length, _put_pair, _put_string, const, ticks_ms
 
 # --------------------------------------------------------------------------------------------- constants
 
@@ -34,7 +34,6 @@ def large(base):
             self.on_chunk = on_chunk
             if on_chunk:
                 self.max_packet = max_packet
-            self._source_done = _Signal()
 
         # `file`: has readinto(), and seek() for QoS 1 and 2, since they may have to be sent again. `size`: how many
         # bytes to send of it, from where it stands.
@@ -48,10 +47,10 @@ def large(base):
             encoded = self._topics.get(topic) or self._encode_topic(topic)
             if not qos:
                 self._start(header, 0, encoded)
-                self._source_done.is_set = False
-                await self._source_done.wait()
-                if self._lost:
-                    raise self._lost
+                while self._source:
+                    await asyncio.sleep(0.02)
+                if not self._file:
+                    raise self.error
                 return
             self._start_at = file.seek(0, 1)
             message = self._large = self.outbox.new(header, b"", _PUBLISH + qos * 16)  # PUBACK, PUBREC
@@ -79,11 +78,13 @@ def large(base):
         def _begin(self):
             super()._begin()
             self._source = self._left = None
+            self._rx_pos = 0  # where the payload goes on
 
         def _lose(self, error):
             super()._lose(error)
+            if not self._large:  # at QoS 0 it won't be sent again
+                self._file = None
             self._source = None
-            self._source_done.set()
 
         def _send(self, message):
             if message is not self._large or message.state == _PUBCOMP:
@@ -93,8 +94,6 @@ def large(base):
             self._start(message.header | (_DUP if message.sent else 0), message.packet_id, message.topic)
             message.sent = True
             message.sent_at = ticks_ms()
-            if self._stalled:
-                self._stalled = message.sent_at | 1
 
         # What stands in _tx leaves before the payload, what is put there later behind it.
         def _start(self, header, packet_id, topic):
@@ -122,8 +121,6 @@ def large(base):
             del data  # MicroPython and CPython don't shorten what a memoryview looks at
             if n:
                 self._tx_at = ticks_ms()
-                self.tx_writes += 1
-                self.tx_bytes += n
                 if self._large:
                     self._large.sent_at = self._tx_at
                 if self._before:
@@ -133,7 +130,6 @@ def large(base):
                     self._chunk = self._chunk[n:]
             if not self._before and not self._to_read and not len(self._chunk):
                 self._source = None
-                self._source_done.set()
 
         def _next_chunk(self):
             if not len(self._chunk) and self._to_read:
@@ -171,8 +167,8 @@ def large(base):
             self._mark = None
             self._offset = 0
             self._left = self._total = pos + length - payload
-            self._on_publish(rx[0], pos, payload)  # checks it, and calls _deliver unless it is a duplicate
             self._rx_pos = payload
+            self._on_publish(rx[0], pos, payload)  # checks it, and calls _deliver unless it is a duplicate
             return True
 
         def _deliver(self, payload, retained, mark):
@@ -183,16 +179,19 @@ def large(base):
 
         # Hands on what has come of the payload. True when that was its end.
         def _take_chunk(self):
-            n = min(self._left, self._rx_end - self._rx_pos)
-            chunk = self._view[self._rx_pos:self._rx_pos + n]
+            pos = self._rx_pos
+            n = min(self._left, self._rx_end - pos)
+            chunk = self._view[pos:pos + n]
             if self._mark is not None and (n or not self._left):
                 self.on_chunk(self._rx_name, chunk, self._offset, self._total)
             self._offset += n
             self._left -= n
-            self._rx_pos += n
+            pos += n
+            self._rx_pos = 0
+            self._rx_end -= pos
             if self._left:
-                self._rx_pos = self._rx_end = 0
                 return False
+            self._view[:self._rx_end] = self._view[pos:pos + self._rx_end]
             self._left = None
             if self._mark is not None:
                 self.received += 1

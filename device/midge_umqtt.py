@@ -9,8 +9,6 @@ import select
 from midge_client import Client, MQTTError, MQTTTimeout, _encode, _header, const, ticks_add, ticks_diff, ticks_ms
 
 _SUBSCRIBE = const(0x82)
-_PINGREQ = const(0xC0)
-_DISCONNECT = const(0xE0)
 _ETIMEDOUT = const(110)
 _KEEP_ALIVE_S = const(60)
 
@@ -70,12 +68,12 @@ class MQTTClient:
         return int(c.session_present)
 
     def disconnect(self):
-        self._client._put_empty(_DISCONNECT)
+        self._client._tx.extend(b"\xe0\0")  # DISCONNECT
         self._flush()
         self.sock.close()
 
     def ping(self):
-        self._client._put_empty(_PINGREQ)
+        self._client._tx.extend(b"\xc0\0")  # PINGREQ
         self._client._ping_at = ticks_ms()
         self._flush()
 

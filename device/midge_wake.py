@@ -13,8 +13,6 @@ _SUBSCRIBE = const(0x82)
 _SUBACK = const(0x90)
 _UNSUBSCRIBE = const(0xA2)
 _UNSUBACK = const(0xB0)
-_PINGREQ = const(0xC0)
-_DISCONNECT = const(0xE0)
 
 # After so many messages in one round a server whose window is 10 (HiveMQ; Mosquitto 20, EMQX 32) may have more for us.
 _ROUND = const(10)
@@ -77,7 +75,7 @@ class _Cycle:
             stats.pipelined = pipeline
             error = self.attempt(pipeline)
             # A server that closes on what comes before its CONNACK (vertx-mqtt#121): once more, waiting for that.
-            if error and pipeline and c.tx_bytes and not c.connected \
+            if error and pipeline and self.stats.tx_bytes and not c.connected \
                     and not isinstance(error, MQTTTimeout) and not getattr(error, "code", 0):
                 stats.pipelined = False
                 error = self.attempt(False)
@@ -111,8 +109,6 @@ class _Cycle:
             stats.delivered -= self.quick - self.count_quick()
         stats.session_present = bool(c.session_present)
         stats.received = c.received
-        stats.tx_bytes, stats.tx_writes = c.tx_bytes, c.tx_writes
-        stats.rx_bytes, stats.rx_reads = c.rx_bytes, c.rx_reads
 
     def left_ms(self):
         left = ticks_diff(self.until, ticks_ms())
@@ -176,7 +172,7 @@ class _Cycle:
         c._pump()
         if self.is_ping_due and outbox.sent == len(outbox.messages):
             self.is_ping_due = False
-            c._put_empty(_PINGREQ)
+            c._tx.extend(b"\xc0\0")  # PINGREQ
             c._ping_at = ticks_ms()
         return len(c._tx) > before
 
@@ -228,16 +224,29 @@ class _Cycle:
     def turn(self, is_held):
         c = self.client
         if c._tx and not is_held:
-            c._flush()
+            self.write()
         wait_ms = self.left_ms()
         if c._tx and is_held:
             wait_ms = min(wait_ms, _QUIET_MS)
         self.poller.modify(c._stream, select.POLLIN if is_held or not c._tx else select.POLLIN | select.POLLOUT)
         came = False
         for _ in self.poller.poll(wait_ms):
-            while c._receive() and self.left_ms():
-                came = True
+            while True:
+                n = c._receive()
+                if not n:
+                    break
+                self.stats.rx_reads += 1
+                self.stats.rx_bytes += n
+                came = self.left_ms() > 0
         return came
+
+    def write(self):
+        tx = self.client._tx
+        before = len(tx)
+        self.client._flush()
+        if len(tx) < before:
+            self.stats.tx_writes += 1
+            self.stats.tx_bytes += before - len(tx)
 
     # All is acknowledged, and PINGRESP says that nothing waits for us. Else another round, if one is due.
     def has_all(self):
@@ -261,10 +270,10 @@ class _Cycle:
         c = self.client
         start = ticks_ms()
         has_acks = len(c._tx) > 0
-        c._put_empty(_DISCONNECT)
+        c._tx.extend(b"\xe0\0")  # DISCONNECT
         self.poller.modify(c._stream, select.POLLOUT)
         while c._tx:
-            c._flush()
+            self.write()
             if c._tx:
                 self.poller.poll(self.left_ms())
         # Sleep at once would lose what is still in the radio's buffer, and the server would send again what is

@@ -243,5 +243,4 @@ def test_every_qos_goes_round(run, broker_5_0):
     for qos in (0, 1, 2):
         for i in range(6):
             board.says("received", f"in/{qos}", str(i))
-    assert board.said()[0] == "bytes"
     board.has_ended()

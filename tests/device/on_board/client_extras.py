@@ -50,6 +50,16 @@ class Checker:
             say("chunk", topic, offset == 0, offset + len(chunk) == total, total, self.good)
 
 
+class Counting(Client):
+    writes = written = 0
+
+    def _flush(self):
+        before = len(self._tx)
+        super()._flush()
+        self.writes += 1
+        self.written += before - len(self._tx)
+
+
 async def large_client(**options):
     import midge_large
 
@@ -177,10 +187,10 @@ async def dead_link():
 # COUNT messages, each a while after the last, with linger and without: how many writes.
 async def linger():
     for linger_ms in (0, 50):
-        client = Client("board", "127.0.0.1", PORT, linger_ms=linger_ms, **SETTINGS)
+        client = Counting("board", "127.0.0.1", PORT, linger_ms=linger_ms, **SETTINGS)
         await client.connect()
         await client.subscribe("in", 1)
-        before = client.tx_writes, client.tx_bytes
+        before = client.writes, client.written
 
         async def read(client=client):
             n = 0
@@ -197,7 +207,7 @@ async def linger():
         await asyncio.gather(*tasks)
         await reading
         await asyncio.sleep(0.1)
-        say(client.tx_writes - before[0], client.tx_bytes - before[1])
+        say(client.writes - before[0], client.written - before[1])
         await client.disconnect()
 
 

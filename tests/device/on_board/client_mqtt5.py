@@ -143,7 +143,6 @@ async def real_broker():
             async for topic, payload, _retained in client:
                 say("received", topic, payload.decode())
                 break
-    say("bytes", client.tx_bytes)
     await client.disconnect()
 
 
