@@ -628,7 +628,8 @@ class Client:
     # back, any other stays in flight and is finished (or resent on the next connection) without its caller.
     def publish(self, topic, payload, qos=0, retain=False, properties=b""):
         encoded = self._topics.get(topic) or self._encode_topic(topic)
-        payload = _encode(payload)
+        if not isinstance(payload, bytes):
+            payload = _encode(payload)
         header = _header(qos, retain)
         if self._waiting or not self._has_room(header):
             return self._later(header, encoded, payload, properties)
@@ -740,16 +741,15 @@ class Client:
 
     def _put_publish(self, header, packet_id, topic, payload, properties):
         packet = self._tx
-        append = packet.append
         n = len(topic)
-        append(header)
+        packet.append(header)
         _put_length(packet, n + len(properties) + len(payload) + (4 if header & 6 else 2))
-        append(n >> 8)
-        append(n & 0xFF)
+        packet.append(n >> 8)
+        packet.append(n & 0xFF)
         packet.extend(topic)
         if header & 6:
-            append(packet_id >> 8)
-            append(packet_id & 0xFF)
+            packet.append(packet_id >> 8)
+            packet.append(packet_id & 0xFF)
         packet.extend(properties)
         packet.extend(payload)
 
@@ -1023,7 +1023,7 @@ class Client:
                 if length is None:
                     break
             if body + length - pos > self.max_packet:
-                raise MQTTError("larger than max_packet")
+                raise MQTTError("max_packet")
             if body + length > end:
                 break
             header = rx[pos]

@@ -443,7 +443,7 @@ def test_packet_larger_than_max_packet_ends_the_connection_before_it_has_arrived
     assert len(peer.packet()) == 206
     peer.send("308001")  # 128 bytes to follow
     peer.expect_close()
-    board.says("lost", "larger than max_packet")
+    board.says("lost", "max_packet")
     board.has_ended()
 
 
