@@ -176,9 +176,9 @@ if _MICROPYTHON:
 
     def _watch(sock, source, events):
         queue = asyncio.core._io_queue
-        poller = queue.poller
-        if not isinstance(poller, _Poller):
-            queue.poller = poller = _Poller(poller)
+        poller = getattr(queue, "broker", None)  # the outermost may be midge_client's
+        if not poller:
+            queue.broker = queue.poller = poller = _Poller(queue.poller)
         if events:
             poller.sources[id(sock)] = source
             poller.register(sock, events)

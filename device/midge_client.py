@@ -72,9 +72,9 @@ class OutboxFull(MQTTError):
 # ------------------------------------------------------------------------------- what the interpreters differ in
 #
 # _Signal: one task waits until set() or until the time is over.
-# _watch(client, connected): from now on client.on_ready(events) is called whenever its stream is ready, unless the client
-# is stalled or not blocked, and client.on_idle(ms) when the loop is about to sleep for that long, or when
-# tasks kept it busy for _BUSY_MS; it gives for how long it may.
+# _watch(client): from now on client.on_ready(events) is called whenever its stream can be read (unless the client is
+# stalled) or written (if it is blocked), and client.on_idle(ms) when the loop is about to sleep for that long, or when
+# tasks have kept it busy for _BUSY_MS; it gives for how long the loop may sleep. _watch(client, False): no more.
 # stream: readinto(buffer) and write(buffer) give the number of bytes, or None when they would block; close().
 #
 # Why no tasks that read and write, nor asyncio's streams: a message at QoS 1 that is awaited would cost three changes
@@ -337,7 +337,7 @@ def dial(host, port, tls=None):
         raise
     if _MICROPYTHON:
         return stream
-    else:  # noqa: RET505 - what follows a return isn't left out
+    else:
         return stream.makefile("rwb", 0)
 
 
@@ -727,7 +727,7 @@ class Client:
             self._put_publish(header, 0, topic, payload, properties)
             if _MICROPYTHON:
                 return _ENDED
-            else:  # noqa: RET505
+            else:
                 return _end(None)
         if self._closed:
             raise MQTTError("disconnected")
