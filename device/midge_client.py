@@ -78,7 +78,7 @@ class OutboxFull(MQTTError):
 # stream: readinto(buffer) and write(buffer) give the number of bytes, or None when they would block; close().
 #
 # Why no tasks that read and write, nor asyncio's streams: a message at QoS 1 that is awaited would cost three changes
-# of task, four calls of poll and 96 bytes for asyncio's queue, where one, two and none do. So on MicroPython we stand
+# of task, four calls of poll and 48 bytes of asyncio's queue, where one, one and none do. So on MicroPython we stand
 # between asyncio's queue and its poll object, as midge_broker.py does: streams of ours stay registered there, and what
 # happens to them goes to us; all the rest goes to asyncio as ever. It needs that core._io_queue.poller is used as a
 # select.poll with register, modify, unregister and ipoll: so from MicroPython 1.13 to today's master, on all ports.
