@@ -34,16 +34,16 @@ Serve = Callable[..., "subprocess.Popen[str]"]
 def serve(broker: brokers.RunningBroker) -> Iterator[Serve]:
     """Starts `midge serve` and waits until it answers; ended with the test, in good order."""
     with contextlib.ExitStack() as stack:
+        yield lambda *argv: start_serve(stack, broker, *argv)
 
-        def start(*argv: str) -> "subprocess.Popen[str]":
-            command = [*MIDGE, "serve", "-h", "127.0.0.1", "-p", str(broker.port), *argv]
-            process = stack.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
-            stack.callback(process.terminate)
-            assert process.stderr is not None
-            assert process.stderr.readline().startswith("answering on ")
-            return process
 
-        yield start
+def start_serve(stack: contextlib.ExitStack, broker: brokers.RunningBroker, *argv: str) -> "subprocess.Popen[str]":
+    command = [*MIDGE, "serve", "-h", "127.0.0.1", "-p", str(broker.port), *argv]
+    process = stack.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+    stack.callback(process.terminate)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("answering on ")
+    return process
 
 
 def ask(broker: brokers.RunningBroker, *argv: str, tool: list[str] | None = None) -> "subprocess.CompletedProcess[str]":
@@ -158,6 +158,21 @@ def test_what_a_killed_responder_had_begun_goes_to_another_of_its_group(
     serve("-t", "work", "--group", "farm", "--", "echo", "done")
     first.send_signal(signal.SIGKILL)
     assert peer.receive(DEADLINE_S).payload == b"done\n"
+    peer.disconnect()
+
+
+def test_a_queue_keeps_requests_until_somebody_answers(host_broker: brokers.RunningBroker) -> None:
+    peer = Paho(host_broker.port, version=mqtt.MQTTv5)
+    peer.subscribe("back", qos=1)
+    told = properties("PUBLISH", ResponseTopic="back", CorrelationData=b"7")
+    peer.publish("$queue/asked", "early", 1, pub_properties=told)
+    with contextlib.ExitStack() as stack:
+        start_serve(stack, host_broker, "-t", "$queue/asked", "--", "tr", "a-z", "A-Z")
+        answer = peer.receive(DEADLINE_S)
+        assert (answer.payload, answer.properties.CorrelationData) == (b"EARLY", b"7")
+        assert ask(host_broker, "-t", "$queue/asked", "-m", "late", "-q", "1").stdout == "LATE\n"
+    refused = ask(host_broker, "-V", "311", "-t", "$queue/asked", "-m", "late")
+    assert (refused.returncode, "a topic that feeds a queue" in refused.stderr) == (1, True)
     peer.disconnect()
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 Property = tuple[str, str, tuple[str, ...]]  # command, identifier, and one value (two for user-property)
 
 URL_SCHEMES = ("mqtt://", "mqtts://", "ws://", "wss://")
+QUEUE_PREFIX = "$queue/"  # of the core, which would cost each start of a tool its import
 
 
 class UsageError(Exception):

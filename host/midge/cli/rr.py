@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from midge.cli import pub, sub
 from midge.cli.options import (
+    QUEUE_PREFIX,
     Options,
     Table,
     UsageError,
@@ -134,8 +135,11 @@ class Requester:
         if options.response_topic is not None:
             self.response_topic = options.response_topic
         else:
-            self.response_topic = f"{topic}/response/{identifier}"
+            # Not below $queue/: that would be a queue, too.
+            self.response_topic = f"{topic.removeprefix(QUEUE_PREFIX)}/response/{identifier}"
             if options.protocol_level < 5:
+                if topic.startswith(QUEUE_PREFIX):
+                    raise UsageError("Requests of MQTT 3.1.1 go to a topic that feeds a queue, not to the queue.")
                 self.request_topic = f"{topic}/request/{identifier}"
         self.subscribe_properties = make_properties(options, "subscribe")
         self.properties = self._publish_properties()

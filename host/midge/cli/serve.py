@@ -9,6 +9,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
 from midge.cli.options import (
+    QUEUE_PREFIX,
     Options,
     Table,
     UsageError,
@@ -125,6 +126,8 @@ def _check(options: Options) -> None:
         raise UsageError("You must specify a command behind --, such as: midge serve -t time -- date.")
     if options.group is not None and (not options.group or any(c in options.group for c in "/+#")):
         raise UsageError(f"Invalid group '{options.group}': one word without '/', '+' and '#'.")
+    if options.group is not None and any(topic.startswith(QUEUE_PREFIX) for topic in options.topics):
+        raise UsageError("--group: who answers on a $queue/ shares it with others without.")
     check(options)
     if options.group is not None and options.protocol_level < 4:
         raise UsageError("--group needs MQTT 3.1.1 or 5.0.")
@@ -222,7 +225,7 @@ class Responder:
         filters = []
         for topic in self.options.topics:
             filters.append(f"{prefix}{topic}")
-            if not topic.endswith("#"):  # that has them already
+            if not topic.endswith("#") and not topic.startswith(QUEUE_PREFIX):  # those have them already
                 filters.append(f"{prefix}{topic}/{_REQUEST}/+")
         self.connection.client.subscribe([(each, self.options.qos) for each in filters])
 
