@@ -159,6 +159,7 @@ if _MICROPYTHON:
             for client in self.clients:
                 ms = client.on_idle(ms & _FOREVER_MS)  # -1: for ever
             self.poll.ipoll(ms)
+            self.ticks = ticks_ms()
             return self
 
         def __iter__(self):
@@ -172,7 +173,6 @@ if _MICROPYTHON:
                         break
                 else:
                     return ready
-            self.ticks = ticks_ms()
             _STOP.__traceback__ = None
             raise _STOP
 

@@ -209,6 +209,32 @@ def test_callback_in_the_place_of_the_loop(run, host_broker):
     run("callback", host_broker.port).says([[f"t/{qos}", "x", False] for qos in (0, 1, 2)])
 
 
+def test_message_on_which_the_callback_fails_comes_again(run, server):
+    board = run("callback_error", server.port)
+    peer = server.accepted()
+    peer.send(publish("t", "bad", 1, 1))
+    board.says("t", "bad")
+    board.says("not a number")
+    peer = server.accepted(CONNACK_SESSION_PRESENT)
+    peer.expect(publish("t", "back", 1, 1))
+    peer.send(publish("t", "bad", 1, 1, dup=True), "40020001")
+    board.says("t", "bad")
+    peer.expect("40020001")
+    peer.expect(DISCONNECT)
+
+
+@pytest.mark.parametrize("first", ["client", "broker"])
+def test_clients_and_a_broker_beside_a_task_that_never_sleeps(run, host_broker, first):
+    board = run("company", host_broker.port, first)
+    for _ in range(2):
+        board.says("nothing yet")
+        board.says("nothing yet")
+        for is_inner in (True, False):
+            for qos in range(3):
+                board.says(is_inner, str(qos))
+    board.has_ended()
+
+
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("interpreter", ["micropython"], indirect=True)
 def test_memory_does_not_grow_with_messages(interpreter, board_broker, tmp_path):

@@ -235,6 +235,71 @@ async def callback():
     await client.disconnect()
 
 
+async def callback_error():
+    def on_message(topic, payload, _retained):
+        payload = payload.decode()
+        say(topic, payload)
+        if payload == "bad" and not errors:
+            raise ValueError("not a number")
+
+    errors = []
+    client = Client("board", "127.0.0.1", PORT, clean=False, on_message=on_message, **SETTINGS)
+    await client.connect()
+    while client.connected:
+        await asyncio.sleep(0.01)
+    errors.append(client.error)
+    say(str(client.error))
+    while not client.connected:
+        await asyncio.sleep(0.01)
+    await client.publish("t", b"back", 1)
+    await client.disconnect()
+
+
+# Two clients, a broker, cut waits and a task that never sleeps in one program; who comes first is sys.argv[3].
+async def company():
+    import midge_broker
+
+    async def spin():
+        while not done:
+            await asyncio.sleep(0)
+
+    async def start_broker():
+        tasks.append(asyncio.create_task(broker.run()))
+        await asyncio.sleep(0)
+
+    done = []
+    tasks = []
+    broker = midge_broker.Broker(0, "127.0.0.1", log=lambda *_: None)
+    if sys.argv[3] == "broker":
+        await start_broker()
+    outer = Client("outer", "127.0.0.1", PORT, **SETTINGS)
+    await outer.connect()
+    if sys.argv[3] == "client":
+        await start_broker()
+    inner = Client("inner", "127.0.0.1", broker.port, **SETTINGS)
+    for _ in range(2):
+        await inner.connect()
+        for client in (inner, outer):
+            await client.subscribe("in", 2)
+            try:
+                await asyncio.wait_for(client.__anext__(), 0.01)
+            except asyncio.TimeoutError:
+                say("nothing yet")
+        spinning = asyncio.create_task(spin())
+        for client in (inner, outer):
+            for qos in (0, 1, 2):
+                await client.publish("in", "%d" % qos, qos)
+            for _ in range(3):
+                _topic, payload, _retained = await client.__anext__()
+                say(client is inner, payload.decode())
+        done.append(1)
+        await spinning
+        done.clear()
+        await inner.disconnect()
+    await outer.disconnect()
+    tasks[0].cancel()
+
+
 def umqtt_lost_puback():
     from midge_umqtt import MQTTClient
 
