@@ -5,13 +5,16 @@ Knows what is looked at, changes nothing and opens no socket.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from ipaddress import ip_address
+from itertools import combinations, product
 from pathlib import Path
 
 from midge.admitting import RulesLoader, asks
 from midge.bridge.dial import tls_context
-from midge.config import Config, ConfigError
+from midge.config import Bridge, BridgeTopic, Config, ConfigError, parse_address
 from midge.listening import certificates_of
+from midge.protocol.topics import overlap
 from midge.store.schema import VERSION as SCHEMA_VERSION
 
 # The first bytes of an SQLite file, and where our numbers stand (https://www.sqlite.org/fileformat.html §1.3).
@@ -60,6 +63,49 @@ def check(config: Config, directory: Path) -> None:
         problems += filter(None, [store_problem(directory / config.store.path)])
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def warnings(config: Config) -> list[str]:
+    """What can be used, and is hardly meant; a line each."""
+    found: list[str] = []
+    for one, other in combinations(config.bridge, 2):
+        for address in sorted(_places(one) & _places(other)):
+            for topic_filter, direction in _carried_twice(one, other):
+                way = "bring {} from" if direction == "in" else "take {} to"
+                found.append(
+                    f"the bridges {one.name!r} and {other.name!r} both {way.format(ascii(topic_filter))} {address}: "
+                    "unless the broker there marks what crosses bridges, as midge does in MQTT 5.0, each such message "
+                    "comes twice"
+                )
+    return found
+
+
+def _places(bridge: Bridge) -> set[str]:
+    """Where the brokers are that it dials, whatever it speaks with them."""
+    addresses = map(parse_address, bridge.addresses)
+    return {f"{address.host.lower()}:{address.port}" if address.port else address.host for address in addresses}
+
+
+def _carried_twice(one: Bridge, other: Bridge) -> Iterator[tuple[str, str]]:
+    """(filter, direction) of what both carry the same way from one topic name to one topic name."""
+    for mine, its in product(one.topics, other.topics):
+        for direction in ("in", "out"):
+            if not {mine.direction, its.direction} <= {direction, "both"} or not _is_named_alike(mine, its):
+                continue
+            filters = [topic.remote_prefix + topic.filter for topic in (mine, its)]
+            if direction == "out":
+                filters = [topic.local_prefix + topic.filter for topic in (mine, its)]
+            if overlap(*filters):
+                yield filters[0], direction
+
+
+def _is_named_alike(one: BridgeTopic, other: BridgeTopic) -> bool:
+    """Whether both have the same name here for what has one name there: the longer prefixes go on in the same way."""
+    if len(one.remote_prefix) > len(other.remote_prefix):
+        one, other = other, one
+    if not other.remote_prefix.startswith(one.remote_prefix):
+        return False
+    return other.local_prefix == one.local_prefix + other.remote_prefix.removeprefix(one.remote_prefix)
 
 
 def _check_rules(config: Config) -> None:

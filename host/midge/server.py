@@ -15,7 +15,7 @@ from midge.access import Desk
 from midge.admitting import RulesLoader, allows_anonymous, limits_of
 from midge.announcing import Announcing
 from midge.bridge import Bridge
-from midge.checks import check_access, store_problem
+from midge.checks import check_access, store_problem, warnings
 from midge.config import Bridge as BridgeSection
 from midge.config import Config, ConfigError, Listener
 from midge.core.broker import Broker
@@ -96,6 +96,8 @@ class Server:
             durability = self.config.store.durability
             self._writer = Writer(self._loop, self.broker, self._store, durability, self._released, self.now)
         self.broker.queues.configure([queue.settings() for queue in self.config.queue], self.now())
+        for text in warnings(self.config):
+            log.warning("%s", text)
         for bridge in self.config.bridge:  # first, so that nothing is published before their sessions are there
             self._start_bridge(bridge)
         for listener in self._listeners:
@@ -203,6 +205,8 @@ class Server:
         self.end_turn_soon()
 
     def _warn_of_what_stays(self, config: Config) -> None:
+        for text in warnings(config):
+            log.warning("%s", text)
         for name in ("store", "http"):
             if getattr(config, name) != getattr(self.config, name):
                 log.warning("[%s] has changed: that takes a restart", name)

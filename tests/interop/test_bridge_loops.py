@@ -43,6 +43,16 @@ def test_two_brokers_and_one_bridge(tmp_path: Path, until_the_end, version: str)
     each_gets_each_once(here, there)
 
 
+def test_two_links_to_one_broker_of_ours_double_nothing_and_are_named(tmp_path: Path, until_the_end) -> None:
+    there = until_the_end.enter_context(start_host())
+    links = section("a", there.port), section("b", there.port)
+    here = until_the_end.enter_context(start_bridging(tmp_path, *links))
+    connected(here, names=("a", "b"))
+    each_gets_each_once(here, there)
+    for way in ("bring '#' from", "take '#' to"):
+        here.wait_for_output(f"the bridges 'a' and 'b' both {way} 127.0.0.1:{there.port}: unless")
+
+
 def test_two_brokers_that_bridge_each_other(tmp_path: Path, until_the_end) -> None:
     ports = free_port(), free_port()
     brokers = [

@@ -108,3 +108,34 @@ def test_the_printed_configuration_can_be_used(tmp_path: Path, capsys: pytest.Ca
     path.write_text(capsys.readouterr().out)
     load(path)
     assert check(path, tmp_path, capsys)[0] == 0
+
+
+def bridge(name: str, *topics: str, address: str = "mqtt://Hub.local", more: str = "") -> str:
+    return f'[[bridge]]\nname = "{name}"\naddress = "{address}"\n{more}\ntopics = [{", ".join(topics)}]\n'
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "twice"),
+    [
+        (bridge("a", '{ filter = "#" }'), bridge("b", '{ filter = "x/+" }'), "bring '#' from"),
+        (bridge("a", '{ filter = "x", direction = "out", local_prefix = "k/" }'),
+         bridge("b", '{ filter = "+", direction = "both", local_prefix = "k/" }'), "take 'k/x' to"),
+        (bridge("a", '{ filter = "#", remote_prefix = "x/", local_prefix = "k/x/" }'),
+         bridge("b", '{ filter = "x/y", local_prefix = "k/" }'), "bring 'x/#' from"),
+        (bridge("a", '{ filter = "#" }', address="mqtt://other", more='alternatives = ["mqtt://hub.LOCAL:1883"]'),
+         bridge("b", '{ filter = "#" }'), "bring '#' from"),
+        (bridge("a", '{ filter = "#" }'), bridge("b", '{ filter = "#", direction = "out" }'), ""),
+        (bridge("a", '{ filter = "x/#" }'), bridge("b", '{ filter = "y/#" }'), ""),
+        (bridge("a", '{ filter = "#" }'), bridge("b", '{ filter = "#", local_prefix = "b/" }'), ""),
+        (bridge("a", '{ filter = "#" }'), bridge("b", '{ filter = "#" }', address="mqtt://hub.local:1884"), ""),
+    ],
+)  # fmt: skip
+def test_two_bridges_that_carry_the_same_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], one: str, other: str, twice: str
+) -> None:
+    path = tmp_path / "midge.toml"
+    path.write_text(one + other)
+    code, printed = check(path, tmp_path, capsys)
+    assert code == 0 and printed.startswith(f"{path} can be used\n")
+    warned = printed.partition("\n")[2]
+    assert warned.startswith(f"warning: the bridges 'a' and 'b' both {twice} hub.local:1883: ") if twice else not warned

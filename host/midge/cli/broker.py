@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from midge import logs
-from midge.checks import check
+from midge.checks import check, warnings
 from midge.config import Config, ConfigError, load, parse
 from midge.process import allow_connections, keep_watchdog_quiet, leave_busy_threads, notify
 
@@ -99,6 +99,8 @@ def run(argv: list[str]) -> int:
         directory = _data_directory(options)
         if options.check:
             check(config, directory)
+            for text in warnings(config):
+                print(f"midge broker: warning: {text}", file=sys.stderr)
             print(f"{options.config or 'the configuration'} can be used")
             return 0
         return _run(config, directory, options)
