@@ -5,7 +5,11 @@ import contextlib
 import json
 import os
 import re
+import select
+import subprocess
 import sys
+import time
+import tty
 from pathlib import Path
 
 import pytest
@@ -290,3 +294,29 @@ def test_a_board_without_a_radio_is_deployed_and_updated_over_its_cable(board, t
     assert midge("update", "pico", words, "--broker", f"127.0.0.1:{host.port}") == 0
     assert (board.flash / "midge_a" / "words.txt").read_text() == words.read_text()
     await_message(laptop, "pico/uptime", "0")
+
+
+def test_repl_is_the_board_s_python_until_its_escape(board):
+    ours, theirs = os.openpty()
+    tty.setraw(theirs)  # what is written before mpremote does so must arrive as it is
+    command = [sys.executable, "-m", "midge", "boards", "repl", board.port]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        try:
+            _read_until(ours, b"Ctrl-]")
+            os.write(ours, b"print(6 * 7, 'from the board')\r")
+            _read_until(ours, b"\n42 from the board")
+            os.write(ours, b"\x1d")
+            assert process.wait(DEADLINE_S) == 0
+        finally:
+            process.kill()
+    os.close(ours)
+    os.close(theirs)
+
+
+def _read_until(terminal: int, wanted: bytes) -> None:
+    said = b""
+    until = time.monotonic() + DEADLINE_S
+    while wanted not in said.replace(b"\r", b""):
+        ready, _, _ = select.select([terminal], [], [], max(0, until - time.monotonic()))
+        assert ready, said
+        said += os.read(terminal, 4096)
