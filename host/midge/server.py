@@ -22,7 +22,7 @@ from midge.core.broker import Broker
 from midge.core.changes import ReadError
 from midge.core.connection import Connection
 from midge.core.restore import restore
-from midge.listeners.connection import ClientConnection, log_admitted
+from midge.listeners.connection import ClientConnection, is_told, log_admitted
 from midge.listeners.turns import Turns
 from midge.listening import MakeProtocol, OpenListener, cannot_listen, host_of_url
 from midge.protocol.reasons import ReasonCode
@@ -59,7 +59,8 @@ class Server:
         self.broker = Broker(config.core_limits(), is_durable=self._store is not None)
         self.broker.set_limits(config.core_limits(), config.session_rules())
         self.broker.passage.on_loop = _tell_loop
-        self.broker.on_admitted = log_admitted
+        if is_told():
+            self.broker.on_admitted = log_admitted
         self.broker.replay.on_refused = _tell_refused
         self._check_histories(config)
         self._set_histories(config)

@@ -86,7 +86,9 @@ class ListenerAccess:
     @property
     def is_open(self) -> bool:
         """Everybody is let in and may do everything: there is nothing to ask."""
-        return self.allow_anonymous and not self.rules.asks and self.rules.acl is None
+        rules = self.rules  # not by `asks`: each new connection asks this
+        is_asked = not (rules.users is None and rules.tokens is None and rules.hook is None)
+        return self.allow_anonymous and not is_asked and rules.acl is None
 
     def connect(self, connect: Connect, address: str, answer: Answer) -> None:
         rules, name, password = self.rules, connect.username, connect.password

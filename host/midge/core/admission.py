@@ -69,7 +69,10 @@ def connect(broker: Broker, connection: Connection, packet: p.Connect, now: floa
     """CONNECT: the connection gets its session, or is refused; both possibly later."""
     version = connection.version = 5 if packet.level == 5 else 4
     properties = packet.properties or {}
-    connection.max_packet_size = properties.get("maximum_packet_size", connection.max_packet_size)
+    method: str | None = None
+    if properties:
+        connection.max_packet_size = properties.get("maximum_packet_size", connection.max_packet_size)
+        method = properties.get("authentication_method")
     if connection.refusal is not None:
         connection.refuse(*connection.refusal)
         return
@@ -90,7 +93,6 @@ def connect(broker: Broker, connection: Connection, packet: p.Connect, now: floa
         connection.refuse(ReasonCode.CLIENT_IDENTIFIER_NOT_VALID, f"{client_id!a} is the name of a bridge of ours")
         return
     access = connection.access
-    method = properties.get("authentication_method")
     if method is not None:
         authenticator = None if access is None else access.authenticator(method, connection.address)
         if authenticator is None:

@@ -186,9 +186,11 @@ class Broker:
         session.connection = connection
         self.set_bridge(session, connection.is_bridge or any(s.is_bridges for s in session.subscriptions.values()))
         session.ended_at = None
-        session.receive_maximum = properties.get("receive_maximum", 0)
-        asked_s = properties.get("session_expiry_interval", 0)
-        if connection.version != 5:
+        if connection.version == 5:
+            session.receive_maximum = properties.get("receive_maximum", 0)
+            asked_s = properties.get("session_expiry_interval", 0)
+        else:
+            session.receive_maximum = 0
             asked_s = 0 if packet.clean_start else NEVER_EXPIRES
         self.set_expiry(session, asked_s)
         if connection.will is not None:

@@ -19,6 +19,7 @@ from midge.protocol import packets as p
 from midge.protocol.decoder import Decoder
 from midge.protocol.encoder import encode
 from midge.protocol.errors import ProtocolError
+from midge.protocol.packets import Publish, PublishRun
 from midge.protocol.reasons import ReasonCode
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class Connection(Output):
         self.plain_version = 0  # wire format if a PUBLISH of that format may be passed on as it is, else 0
         self.aliases = _NO_ALIASES  # set by CONNECT of 5.0
         self.sent_aliases: SentAliases | None = None  # set by CONNECT if the client allows any
-        self._deferred: list[p.Packet | p.PublishRun] | None = None  # not None: CONNECT waits for an answer
+        self._deferred: list[p.Packet | PublishRun] | None = None  # not None: CONNECT waits for an answer
         # QoS 2 messages of this connection without PUBREL: a send quota isn't carried over (5.0 §4.9).
         self.unreleased = 0
         self.is_ping_waiting = False  # a PINGREQ whose answer waits for the queue (the drained marker)
@@ -207,7 +208,7 @@ class Connection(Output):
         self.rate_timer = None
         self.hold(HELD_BY_RATE, False)
 
-    def _handle_first(self, packets: list[p.Packet | p.PublishRun], now: float) -> None:
+    def _handle_first(self, packets: list[p.Packet | PublishRun], now: float) -> None:
         """Before there is a session: CONNECT, and what may already follow it [MQTT-3.1.4-5 of 3.1.1]."""
         for place, packet in enumerate(packets):  # the decoder lets nothing but CONNECT come first
             if self._deferred is not None:
@@ -230,13 +231,13 @@ class Connection(Output):
         if self._deferred is None and not self.is_closing:
             self._handle([], now)  # what couldn't be decoded
 
-    def _handle(self, packets: list[p.Packet | p.PublishRun], now: float) -> None:
+    def _handle(self, packets: list[p.Packet | PublishRun], now: float) -> None:
         try:
             for packet in packets:
                 kind = type(packet)
-                if kind is p.PublishRun:
+                if kind is PublishRun:
                     forward_run(self, packet, now)  # type: ignore[arg-type]
-                elif kind is p.Publish:
+                elif kind is Publish:
                     on_publish(self, packet, now)  # type: ignore[arg-type]
                 else:
                     HANDLERS[kind](self, packet, now)
@@ -433,9 +434,9 @@ class Connection(Output):
         self.close(ReasonCode.KEEP_ALIVE_TIMEOUT, f"nothing received for {self.keep_alive_s * 1.5:.1f} s")
 
 
-def _count_of(packets: list[p.Packet | p.PublishRun]) -> int:
+def _count_of(packets: list[p.Packet | PublishRun]) -> int:
     count = len(packets)
     for packet in packets:
-        if type(packet) is p.PublishRun:
+        if type(packet) is PublishRun:
             count += packet.count - 1
     return count

@@ -89,10 +89,8 @@ class ClientConnection:
 
     def connection_lost(self, exc: Exception | None) -> None:
         core = self._core
-        reason = core.close_reason or (
-            f"connection lost: {exc}" if exc else "connection closed by the client"
-        )
-        if log.isEnabledFor(logging.INFO):
+        if self._broker.on_admitted is not None:  # else nobody wants to know who comes and goes
+            reason = core.close_reason or (f"connection lost: {exc}" if exc else "connection closed by the client")
             client = None if core.session is None else core.session.client_id
             log.handle(Line(log, reason, about(client, core.address, event="disconnected")))
         if self._close_timer is not None:
@@ -165,9 +163,15 @@ class ClientConnection:
 _VERSIONS = {3: "3.1", 4: "3.1.1", 5: "5.0"}
 
 
+def is_told() -> bool:
+    """Whether there is to be a line for each client that comes, and for each that goes. Asked once at the start: asking
+    costs as much as a packet."""
+    return log.isEnabledFor(logging.INFO)
+
+
 def log_admitted(connection: Connection) -> None:
-    """`Broker.on_admitted`."""
-    if not log.isEnabledFor(logging.INFO) or not isinstance(connection.owner, ClientConnection):
+    """`Broker.on_admitted`, if such lines are wanted."""
+    if not isinstance(connection.owner, ClientConnection):
         return
     session = connection.session
     assert session is not None

@@ -51,10 +51,11 @@ _ACKNOWLEDGEMENTS: Final[dict[int, type[Puback] | type[Pubrec] | type[Pubrel] | 
 _BOTH = frozenset((*_PUBLISH_FLAGS, *_ACKNOWLEDGEMENTS))
 _FROM_CLIENT = _BOTH | {0x10, 0x82, 0xA2, 0xC0, 0xE0}
 _FROM_SERVER = _BOTH | {0x20, 0x90, 0xB0, 0xD0}
-_FIRST_BYTES: Final = {
-    "server": {3: _FROM_CLIENT | {0x6A, 0x8A, 0xAA}, 4: _FROM_CLIENT, 5: _FROM_CLIENT | {0xF0}},
-    "client": {3: _FROM_SERVER | {0x6A}, 4: _FROM_SERVER, 5: _FROM_SERVER | {0xE0, 0xF0}},
-}
+_TO_SERVER: Final = {3: _FROM_CLIENT | {0x6A, 0x8A, 0xAA}, 4: _FROM_CLIENT, 5: _FROM_CLIENT | {0xF0}}
+_TO_CLIENT: Final = {3: _FROM_SERVER | {0x6A}, 4: _FROM_SERVER, 5: _FROM_SERVER | {0xE0, 0xF0}}
+
+_CODES_TO_SERVER: Final = reasons.FROM_CLIENT
+_CODES_TO_CLIENT: Final = reasons.FROM_SERVER
 
 
 class Decoder:
@@ -88,8 +89,8 @@ class Decoder:
         self.error: ProtocolError | None = None
         self._role = role
         self._hands_runs = role == "server"
-        self._reason_codes: ReasonCodes = reasons.FROM_CLIENT if role == "server" else reasons.FROM_SERVER
-        self._first_bytes: frozenset[int] = _FIRST_BYTES[role][version or 4]
+        self._reason_codes: ReasonCodes = _CODES_TO_SERVER if self._hands_runs else _CODES_TO_CLIENT
+        self._first_bytes: frozenset[int] = (_TO_SERVER if self._hands_runs else _TO_CLIENT)[version or 4]
         self._max_packet_size = max_packet_size
         self._pending = _NOTHING  # the beginning of a packet that is not complete yet
         self._needed = 0  # bytes that `_pending` has to grow to; 0 if not even the header is complete
@@ -241,7 +242,7 @@ class Decoder:
 
     def _set_version(self, version: int) -> None:
         self.version = version
-        self._first_bytes = _FIRST_BYTES[self._role][version]
+        self._first_bytes = (_TO_SERVER if self._hands_runs else _TO_CLIENT)[version]
 
     def _remaining_length(self, data: bytes, at: int) -> tuple[int, int]:
         """(remaining length, where the body starts) of the packet at *at*; (0, 0) if more bytes are needed."""

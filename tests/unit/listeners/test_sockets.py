@@ -348,6 +348,47 @@ async def test_without_file_descriptors_it_accepts_again_once_there_are_some(
     assert told == ["can't accept connections: Too many open files; trying again in 0.05 s"] * 3
 
 
+@in_loop
+async def test_all_who_wait_are_accepted_in_one_turn() -> None:
+    async with Place() as place:
+        clients = [socket.create_connection(("127.0.0.1", place.listener.port), _LONG_S) for _ in range(30)]
+        await until(lambda: place.protocols)
+        assert len(place.protocols) == 30 and place.turns_ended <= 1
+        for client in clients:
+            client.close()
+
+
+@in_loop
+async def test_who_sends_much_is_read_from_in_larger_pieces() -> None:
+    class Counting(Recorder):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            self.sizes: list[int] = []
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self.sizes.append(len(data))
+
+    async with Place(Counting) as place:
+        client, protocol = await place.meet()
+        assert isinstance(protocol, Counting)
+        sent = bytes(range(250)) * 200
+        client.sendall(sent)
+        await until(lambda: len(protocol.data) == len(sent))
+        assert protocol.data == sent and protocol.sizes[0] < 1000 < protocol.sizes[1]
+        client.close()
+
+
+@in_loop
+async def test_the_listener_leaves_no_connection_open() -> None:
+    place = await Place().__aenter__()
+    client, protocol = await place.meet()
+    place.listener.close()
+    place.listener.stop()
+    assert protocol.ends == [None] and client.recv(10) == b""
+    client.close()
+
+
 class OnAnyTransport(Recorder):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
