@@ -68,20 +68,20 @@ class Client(Peer):
             assert received[-1] is not None, received
         return received[:-1]
 
-    def until_closed(self) -> list[Any]:
-        """What comes before the broker closes the connection, which it must within TIMEOUT_S."""
+    def until_closed(self, timeout_s: float = TIMEOUT_S) -> list[Any]:
+        """What comes before the broker closes the connection, which it must within *timeout_s*."""
         received: list[Any] = []
         try:
             while True:
-                received.append(self.receive(TIMEOUT_S))
+                received.append(self.receive(timeout_s))
                 assert received[-1] is not None, f"still open after {received[:-1]}"
         except Disconnected:
             self.close()
             return received
 
-    def expect_disconnect(self, reason_code: int) -> None:
+    def expect_disconnect(self, reason_code: int, timeout_s: float = TIMEOUT_S) -> None:
         """5.0: DISCONNECT with that reason, and nothing else; 3.1.1: nothing. Then the connection is closed."""
-        received = self.until_closed()
+        received = self.until_closed(timeout_s)
         expected = [p.Disconnect(reason_code)] if self.version == 5 else []
         assert received == expected, received
 
