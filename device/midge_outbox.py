@@ -26,14 +26,9 @@ _AROUND = const(7)
 
 
 def _record(kind, body):
-    record = bytearray()
-    record.append(kind)
-    record.append(len(body) >> 8)
-    record.append(len(body) & 0xFF)
-    record.extend(body)
-    crc = crc32(record) & 0xFFFFFFFF
-    for shift in (24, 16, 8, 0):
-        record.append(crc >> shift & 0xFF)
+    record = bytearray((kind,))
+    _put_string(record, body)
+    record.extend((crc32(record) & 0xFFFFFFFF).to_bytes(4, "big"))
     return record
 
 

@@ -12,7 +12,6 @@ _PUBLISH = const(0x30)
 _SUBSCRIBE = const(0x82)
 _SUBACK = const(0x90)
 _UNSUBSCRIBE = const(0xA2)
-_UNSUBACK = const(0xB0)
 
 # After so many messages in one round a server whose window is 10 (HiveMQ; Mosquitto 20, EMQX 32) may have more for us.
 _ROUND = const(10)
@@ -155,14 +154,11 @@ class _Cycle:
             if has[pos + 2:end] not in names:
                 gone.extend(has[pos:end])
             pos = end + 1
-        if gone:
-            self.asked = outbox.new(_UNSUBSCRIBE, extra + gone, _UNSUBACK)
-            outbox.messages.insert(outbox.sent, outbox.messages.pop())
-        if wanted:
-            self.asked = outbox.new(_SUBSCRIBE, extra + wanted, _SUBACK)
-            outbox.messages.insert(outbox.sent, outbox.messages.pop())
-        if self.asked:
-            self.asked.held = True  # its answer is read in has_all
+        for header, body in ((_UNSUBSCRIBE, gone), (_SUBSCRIBE, wanted)):
+            if body:
+                self.asked = outbox.new(header, extra + body, header + 14)  # UNSUBACK, SUBACK
+                self.asked.held = True  # its answer is read in has_all
+                outbox.messages.insert(outbox.sent, outbox.messages.pop())
         self.wanted = wanted
 
     # Puts what there is room for behind what is to be written, PINGREQ behind the last of it. True if there was any.

@@ -60,7 +60,8 @@ def test_log_is_bounded_and_whole_after_compaction_and_after_its_interruption(ru
 @pytest.mark.parametrize("interpreter", ["micropython"], indirect=True)
 @pytest.mark.parametrize("file_system", ["VfsLfs2", "VfsFat"])
 def test_log_on_a_boards_file_systems_is_whole_whenever_power_goes(run, file_system):
-    run("flash", file_system, heap="4m").says("same", 18)
+    # Room enough that nothing is collected: closing a forgotten file calls the flash, which is Python's here.
+    run("flash", file_system, heap="64m").says("same", 18)
 
 
 @pytest.mark.parametrize("interpreter", ["micropython"], indirect=True)
