@@ -26,7 +26,6 @@ def send(core: Core, cases: list[Case]) -> None:
         client.flush = lambda client=client: finish(client)  # type: ignore[method-assign]
         client.send_bytes(case.before + case.data)
         assert not client.is_open, case
-    core.advance(100)  # cancelled timers, up to a thousand, stay until they would be due
 
 
 def finish(client: Client) -> None:
