@@ -63,6 +63,8 @@ _FRAME_MAX = const(512)
 # bytes without acknowledgement at most, also where the other side holds more: what is sent again has to wait for all
 # that is under way. 89 ms at 115,200 baud; a USB converter alone may take 16 to hand over what has come (FTDI).
 _WINDOW = const(1024)
+# frames without acknowledgement at most: on a line so bad that they are small, the next one's loss shows sooner.
+_FRAMES_MAX = const(6)
 # bytes under way that keep the line busy until an acknowledgement comes: meanwhile a frame waits until it is full.
 _BUSY = const(200)
 
@@ -171,7 +173,9 @@ class Link:
         self.is_up = False
         self._lanes = {LOG: self.log}
         self._credit = 0  # bytes that the other side's receiver holds; its hello tells
-        self._size = self._size_max = _DATA_MIN  # of data in a frame; the hello tells, too
+        self._size_max = _DATA_MIN  # of data in a frame; the hello tells, too
+        # The present one: small at first, as a large frame on a bad line is sent a dozen times until one is whole.
+        self._size = 2 * _DATA_MIN
         self._number = 0  # of the next frame that we send
         self._expected = 0  # of the next frame that we take
         # [number, when it was first sent, bytes on the line, kind|channel, data, when it was sent again or None]
@@ -243,7 +247,7 @@ class Link:
             self._hello_due = True
         if int(fields[4]) == self._nonce and not self.is_up:
             self._credit = min(max(int(fields[2]), 128) - _RESERVE, _WINDOW)
-            self._size = self._size_max = min(_DATA_MAX, self._credit // 2 - _OVERHEAD)
+            self._size_max = min(_DATA_MAX, self._credit // 2 - _OVERHEAD)
             self.peer_name = fields[6]
             self.is_up = self._hello_due = True
             self.on_up(True)
@@ -367,6 +371,8 @@ class Link:
 
     # Each lane in turn has one frame; None if there is nothing, or no credit for it.
     def _next_frame(self, now):
+        if len(self._unacknowledged) >= _FRAMES_MAX:
+            return None
         for i in range(16):
             channel = (self._turn + i) & 15
             lane = self._lanes.get(channel)

@@ -90,7 +90,7 @@ class Passage:
         self.dropped = 0  # messages that had been here before
         self._last = 0  # number of the last mark given
         # (identifier, topic). Two halves, of which the older is forgotten at once: taking the oldest out of a
-        # dictionary one by one costs a search through all that were taken before (4 us of a message's 9).
+        # dictionary one by one costs a search through all that were taken before (6 us of a message's 9).
         self._marks: set[tuple[str, str]] = set()
         self._older_marks: set[tuple[str, str]] = set()
         self._rounds: OrderedDict[int, _Rounds] = OrderedDict()  # whichever came last at the end

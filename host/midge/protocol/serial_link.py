@@ -38,6 +38,7 @@ _FRAME_MAX = 512  # bytes without END that can't be a frame any more
 # bytes without acknowledgement at most, also where the other side holds more: what is sent again has to wait for all
 # that is under way. 89 ms at 115,200 baud; a USB converter alone may take 16 to hand over what has come (FTDI).
 _WINDOW = 1024
+_FRAMES_MAX = 6  # without acknowledgement: on a line so bad that they are small, the next one's loss shows sooner
 # bytes under way that keep the line busy until an acknowledgement comes: meanwhile a frame waits until it is full.
 _BUSY = 200
 # s until a frame is sent again: twice what acknowledgements take, and this; from the fourth time on twice as long
@@ -160,7 +161,9 @@ class Link:
         self.is_up = False
         self._lanes = {LOG: self.log}
         self._credit = 0  # bytes that the other side's receiver holds; its hello tells
-        self._size = self._size_max = _DATA_MIN  # of data in a frame; the hello tells, too
+        self._size_max = _DATA_MIN  # of data in a frame; the hello tells, too
+        # The present one: small at first, as a large frame on a bad line is sent a dozen times until one is whole.
+        self._size = 2 * _DATA_MIN
         self._number = 0  # of the next frame that we send
         self._expected = 0  # of the next frame that we take
         self._unacknowledged: list[_Sent] = []
@@ -234,7 +237,6 @@ class Link:
         if echo == self._nonce and not self.is_up:
             self._credit = min(max(buffer, 128) - _RESERVE, _WINDOW)
             self._size_max = min(_DATA_MAX, self._credit // 2 - _OVERHEAD)
-            self._size = self._size_max
             self.peer_name = fields[6]
             self.is_up = self._hello_due = True
             self.on_up(True)
@@ -359,7 +361,7 @@ class Link:
 
     def _next_frame(self, now: float) -> bytes | None:
         """Each lane in turn has one; None if there is nothing, or no credit for it."""
-        if len(self._unacknowledged) > 100:  # numbers are compared modulo 256
+        if len(self._unacknowledged) >= _FRAMES_MAX:
             return None
         for i in range(16):
             lane = self._lanes.get((self._turn + i) & 15)

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -208,6 +209,7 @@ def test_what_is_written_while_the_line_is_busy_leaves_in_full_frames(make):
     assert lane is not None
     pass_on(one, other)
     seed = one._nonce ^ one._peer
+    one._size = one._size_max  # as after fifty acknowledgements
     sent = []
     for _ in range(10):
         lane.write(b"x" * 60)
@@ -241,3 +243,49 @@ def test_of_two_frames_that_are_lost_together_both_come_again_without_waiting(ma
     pass_on(one, other)
     assert [data[:1] for data in received] == [b"a", b"b", b"c", b"d", b"e"]
     assert one.frames_again == 2
+
+
+class Wire:
+    """One direction of a line with a speed, in steps of 1 ms; what arrives does so 2 ms later."""
+
+    def __init__(self, baud: int, error_rate: float, seed: int):
+        self._bytes_per_ms = baud / 10_000
+        self._error_rate = error_rate
+        self._random = Random(seed)
+        self._waiting = b""
+        self._due = 0.0  # bytes that the line has had time for
+        self._arriving = [b"", b""]
+
+    def step(self, data: bytes) -> bytes:
+        self._waiting += data
+        self._due = min(self._due + self._bytes_per_ms, len(self._waiting))
+        carried, self._waiting = self._waiting[: int(self._due)], self._waiting[int(self._due) :]
+        self._due -= len(carried)
+        chance = self._random.random
+        damaged = (byte ^ (chance() < 8 * self._error_rate) for byte in carried if chance() >= self._error_rate)
+        self._arriving.append(bytes(damaged))
+        return self._arriving.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("baud", "error_rate", "part", "again"),
+    [(115_200, 0, 0.92, 0), (921_600, 0, 0.92, 0), (9_600, 0, 0.8, 0), (115_200, 1e-4, 0.6, 150)],
+)
+def test_most_of_what_the_line_carries_is_data(baud: int, error_rate: float, part: float, again: int):
+    board, host = midge_serial.Link("board", 0), InMs(Link("host", 0.0))
+    taken: list[int] = []
+    host.link.on_input = lambda lane: taken.append(len(lane.read()))
+    up, down = Wire(baud, error_rate, 1), Wire(baud, error_rate, 2)
+    lane = None
+    seconds = 3 if baud > 100_000 else 10
+    for now in range(1, 1000 * seconds):
+        host.receive_data(up.step(board.data_to_send(now)), now)
+        board.receive_data(down.step(host.data_to_send(now)), now)
+        if now % 5 == 0:
+            board.tick(now)
+            host.tick(now)
+        lane = lane or board.open(1)
+        if lane:
+            lane.write(b"x" * lane.room())
+    assert sum(taken) > part * seconds * baud / 10
+    assert board.frames_again + host.frames_again <= again
