@@ -155,7 +155,7 @@ if _MICROPYTHON:
             self.end = StopIteration()
 
         def ipoll(self, timeout_ms):
-            self.poll.ipoll(timeout_ms)
+            self.ready = iter(self.poll.ipoll(timeout_ms))
             return self
 
         def __iter__(self):
@@ -163,7 +163,7 @@ if _MICROPYTHON:
 
         # Ends at no error of ours: it would end the hosting program. Where there is no memory now, there is some later.
         def __next__(self):
-            for ready in self.poll:
+            for ready in self.ready:
                 source = self.sources.get(id(ready[0]))
                 if not source:
                     return ready

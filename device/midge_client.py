@@ -79,9 +79,10 @@ class OutboxFull(MQTTError):
 #
 # Why no tasks that read and write, nor asyncio's streams: a message at QoS 1 that is awaited would cost three changes
 # of task, four calls of poll and 48 bytes of asyncio's queue, where one, one and none do. So on MicroPython we stand
-# between asyncio's queue and its poll object, as midge_broker.py does: streams of ours stay registered there, and what
-# happens to them goes to us; all the rest goes to asyncio as ever. It needs that core._io_queue.poller is used as a
-# select.poll with register, modify, unregister and ipoll: so from MicroPython 1.13 to today's master, on all ports.
+# between asyncio and its poll object, as midge_broker.py does: streams of ours stay registered there, and what happens
+# to them goes to us; all the rest goes to asyncio as ever. It needs that asyncio calls core._io_queue.wait_io_event,
+# and that this uses its poller as a select.poll with register, modify, unregister and ipoll: so from MicroPython 1.13
+# to today's master, in Python on all ports.
 
 async def _end(task):
     if task:
@@ -150,31 +151,29 @@ if _MICROPYTHON:
             self.unregister = poll.unregister
             self.clients = set()
             self.ticks = ticks_ms()  # of the last poll
+            self.asyncio = queue.wait_io_event
+            queue.wait_io_event = self.wait
             queue.poller = queue.client = self
 
         # ms is 0 when a task is ready: it may have more to write, and need not wait for what the network says.
-        def ipoll(self, ms):
+        def wait(self, ms):
             if not ms and ticks_diff(ticks_ms(), self.ticks) < _BUSY_MS:
-                return ()
+                return
             for client in self.clients:
                 ms = client.on_idle(ms & _FOREVER_MS)  # -1: for ever
-            self.poll.ipoll(ms)
-            self.ticks = ticks_ms()
-            return self
-
-        def __iter__(self):
-            return self
-
-        def __next__(self):
-            for ready in self.poll:
+            for ready in self.poll.ipoll(ms):
                 for client in self.clients:
                     if client._stream is ready[0]:
                         client.on_ready(ready[1])
                         break
                 else:
-                    return ready
-            _STOP.__traceback__ = None
-            raise _STOP
+                    self.data = (ready,)
+                    self.asyncio(0)
+            self.ticks = ticks_ms()
+
+        # What asyncio then finds.
+        def ipoll(self, _):
+            return self.data
 
     def _watch(client, connected=True):
         queue = core._io_queue
@@ -560,8 +559,8 @@ class Client:
     _source = None  # midge_large.py: what a payload is being read from
     _closed = True  # cleared by connect(), set by disconnect()
     _early = False  # set by wake(): packets follow CONNECT before CONNACK
-    _overflow = False  # set by on_idle: take more all the same; cleared by _take
-    _lingers = 0  # since when there is something to be written
+    _greedy = False  # set by on_idle: take more all the same; cleared by _take
+    _since = 0  # since when there is something to be written
     _rx_topic = b""  # the last topic received, and its bytes
     _rx_name = ""
 
@@ -592,7 +591,7 @@ class Client:
         self.dial = dial
         self._timeout_ms = int(timeout * 1000)
         self._patience_ms = int(patience * 1000)
-        self._connect = self._make_connect(client_id, user, password, will)
+        self._connect = self._compose(client_id, user, password, will)
         self._topics = {}  # topic name: its bytes
         self._filters = {}  # filter: qos, renewed when the server has no session
         if _MICROPYTHON:
@@ -607,7 +606,7 @@ class Client:
         self._marks = []  # for each, what is to be acknowledged: packet_id << 1, | 1 for QoS 2; 0 for nothing
         self._waiting = []  # signals of publishers that found no room
         self._arrival = _Arrival(self)
-        self._change = _Signal()  # CONNACK, or lost
+        self._up = _Signal()  # CONNACK, or lost
 
     # Raises MQTTError (refused: .code), MQTTTimeout or OSError. Once connected, the connection is kept: lost, it is
     # made again, until disconnect().
@@ -830,7 +829,7 @@ class Client:
     def _take(self):
         if self._inbox:
             self._confirm(self._marks.pop(0))
-            self._overflow = False
+            self._greedy = False
             return self._inbox.pop(0)
 
     def _confirm(self, mark):
@@ -844,17 +843,17 @@ class Client:
     # Who calls this closes when it raises. One deadline for TCP, TLS and CONNACK.
     async def _open(self):
         if self.link and not self.link.isconnected():
-            await self._patiently(self.link.connect())
+            await self._within(self.link.connect())
         stream = self._dial()
-        self._stream = stream if hasattr(stream, "readinto") else await self._patiently(stream)
+        self._stream = stream if hasattr(stream, "readinto") else await self._within(stream)
         self._begin()
         _watch(self)
-        await self._change.wait(self._timeout_ms)
+        await self._up.wait(self._timeout_ms)
         # A connection that was accepted, and is lost already, is a lost connection like any other.
         if self.session_present is None:
             raise self._lost or MQTTTimeout("no CONNACK")
 
-    async def _patiently(self, task):
+    async def _within(self, task):
         try:
             return await asyncio.wait_for(task, self._patience_ms / 1000)
         except asyncio.TimeoutError:
@@ -870,7 +869,7 @@ class Client:
         self._blocked = _WRITE  # set when the stream takes no more, cleared by on_ready: connected, or room again
         self._rx_end = 0  # received and not parsed, at the start of _rx
         self.session_present = None
-        self._change.is_set = False
+        self._up.is_set = False
         self.outbox.sent = 0
         self._tx[:] = self._connect
         self._rx_at = self._tx_at = ticks_ms()
@@ -883,10 +882,10 @@ class Client:
         self._stream = None
 
     def _lose(self, error):
-        if self._lost is None:
+        if not self._lost:
             self._lost = self.error = error
         self.connected = False
-        self._change.set()
+        self._up.set()
 
     async def _run(self):
         while self._runner:
@@ -928,8 +927,8 @@ class Client:
                 if not self.link.isconnected():
                     return self._lose(MQTTError("no link"))
                 left_ms = min(left_ms, 1000)
-            self._change.is_set = False
-            await self._change.wait(min(left_ms, self._timeout_ms // 4))  # what is sent meanwhile has a deadline too
+            self._up.is_set = False
+            await self._up.wait(min(left_ms, self._timeout_ms // 4))  # what is sent meanwhile has a deadline too
 
     # Milliseconds until PINGREQ is due, or then until PINGRESP is overdue. The server waits 1.5 keep alive; we ask an
     # eighth early, so that the answer comes within them too.
@@ -959,19 +958,19 @@ class Client:
                 # Back-pressure: the server waits until the program reads. Unless an answer is expected: the program
                 # may wait for it in its loop. It gets a moment to read, then packets are taken beyond `inbox`.
                 if self.outbox.messages:
-                    self._overflow = ticks_diff(ticks_ms(), self._stalled) >= _GRACE_MS
+                    self._greedy = ticks_diff(ticks_ms(), self._stalled) >= _GRACE_MS
                     ms = min(ms, _GRACE_MS)
-                if self._overflow or len(self._inbox) < self.inbox:
+                if self._greedy or len(self._inbox) < self.inbox:
                     self._parse()
                     _watch(self)
                     ms = 0  # someone may have been woken
             while (tx or self._source) and not (self._blocked or self._lost):
                 if self.linger_ms and self.connected:
-                    self._lingers = self._lingers or ticks_ms() | 1
-                    left_ms = self.linger_ms - ticks_diff(ticks_ms(), self._lingers)
+                    self._since = self._since or ticks_ms() | 1
+                    left_ms = self.linger_ms - ticks_diff(ticks_ms(), self._since)
                     if left_ms > 0:
                         return min(ms, left_ms)
-                    self._lingers = 0
+                    self._since = 0
                 self._flush()
                 if tx or self._source:
                     self._blocked = _WRITE
@@ -1028,7 +1027,7 @@ class Client:
                 break
             header = rx[pos]
             if header & 0xF0 == _PUBLISH:
-                if len(self._inbox) >= self.inbox and not self._overflow:
+                if len(self._inbox) >= self.inbox and not self._greedy:
                     self._stalled = ticks_ms() | 1
                     break
                 self._on_publish(header, body, body + length)
@@ -1156,9 +1155,9 @@ class Client:
                 self._ask(_SUBSCRIBE, self._filters)
         if not self._early:
             self._pump()
-        self._change.set()
+        self._up.set()
 
-    def _make_connect(self, client_id, user, password, will):
+    def _compose(self, client_id, user, password, will):
         flags = 2 if self.clean else 0
         payload = bytearray()
         _put_string(payload, _encode(client_id))
