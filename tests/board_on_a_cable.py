@@ -93,11 +93,17 @@ class BoardOnACable:
             attributes[6][termios.VMIN] = attributes[6][termios.VTIME] = 0  # reading doesn't wait, as on a board's USB
             termios.tcsetattr(self._tty, termios.TCSANOW, attributes)
             main = ["-i", "main.py"] if (self.flash / "main.py").exists() else []
-            self.process = subprocess.Popen(
-                [brokers.micropython(), "-X", f"heapsize={self._heap}", *main], cwd=self.flash, env=self._env,
-                stdin=self._tty, stdout=self._tty, stderr=self._tty, start_new_session=True,
-                preexec_fn=_begin,
-            )  # fmt: skip
+            try:
+                self.process = subprocess.Popen(
+                    [brokers.micropython(), "-X", f"heapsize={self._heap}", *main], cwd=self.flash, env=self._env,
+                    stdin=self._tty, stdout=self._tty, stderr=self._tty, start_new_session=True,
+                    preexec_fn=_begin,
+                )  # fmt: skip
+            except subprocess.SubprocessError:
+                # Seen once in some fifty starts on a busy machine: `_begin` fails, most likely because the terminal is
+                # the last process's session's for a moment still.
+                time.sleep(0.05)
+                continue
             self.starts += 1
             self.process.wait()
 
