@@ -155,7 +155,7 @@ if _MICROPYTHON:
             self.end = StopIteration()
 
         def ipoll(self, timeout_ms):
-            self.ready = iter(self.poll.ipoll(timeout_ms))
+            self.data = iter(self.poll.ipoll(timeout_ms))
             return self
 
         def __iter__(self):
@@ -163,7 +163,7 @@ if _MICROPYTHON:
 
         # Ends at no error of ours: it would end the hosting program. Where there is no memory now, there is some later.
         def __next__(self):
-            for ready in self.ready:
+            for ready in self.data:
                 source = self.sources.get(id(ready[0]))
                 if not source:
                     return ready
@@ -289,10 +289,9 @@ def check_topic(topic):
 def check_filter(topic_filter):
     if topic_filter.startswith("$share/") and _v5:
         topic_filter = _v5.shared_filter(topic_filter)
-    if not topic_filter or "#" in topic_filter[:-1]:
-        raise _Malformed("topic filter", 0x82)  # [MQTT-4.7.3-1], [MQTT-4.7.1-2]
+    wrong = not topic_filter or "#" in topic_filter[:-1]  # [MQTT-4.7.3-1], [MQTT-4.7.1-2]
     for level in topic_filter.split("/"):
-        if len(level) > 1 and ("#" in level or "+" in level):
+        if wrong or (len(level) > 1 and ("#" in level or "+" in level)):
             raise _Malformed("topic filter", 0x82)  # [MQTT-4.7.1-2], [MQTT-4.7.1-3]
 
 
