@@ -40,8 +40,8 @@ class Patience:
     def __init__(self) -> None:
         self._disk_s = self._receivers_s = 0.0  # that they take; running means
         self._since: float | None = None  # a batch waits; set by `begins`, cleared by `ends`
-        self._failures = 0  # batches in a row that have waited in vain
-        self._impatient = 0  # batches that are not to wait
+        self._impatient = 0  # batches that are still not to wait
+        self._pause = 0  # that many weren't, the last time; 0: waiting has paid
 
     def wrote(self, seconds: float) -> None:
         self._disk_s += (seconds - self._disk_s) / 8
@@ -61,10 +61,9 @@ class Patience:
         self._receivers_s += (now - self._since - self._receivers_s) / 8
         self._since = None
         if in_vain or self._receivers_s > self._disk_s:
-            self._failures += 1
-            self._impatient = min(_IMPATIENT_MAX, 1 << self._failures)
+            self._pause = self._impatient = min(_IMPATIENT_MAX, 2 * self._pause or 2)
         else:
-            self._failures = 0
+            self._pause = 0
 
 
 class Writer:

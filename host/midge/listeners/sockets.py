@@ -72,9 +72,9 @@ class SocketTransport:
         "fd",
     )
 
-    def __init__(self, listener: SocketListener, fd: int, protocol: asyncio.Protocol) -> None:
+    def __init__(self, listener: SocketListener, fd: int) -> None:
         self._listener = listener
-        self._protocol: asyncio.Protocol | None = protocol  # None once it was told of the end
+        self._protocol: asyncio.Protocol | None = None  # set by `begin`, cleared once it was told of the end
         self.fd = fd  # -1 once it is closed: then the system gives the number to another connection
         self._read_max = _READ_FIRST
         self._events = _IN  # what the epoll looks for
@@ -85,6 +85,10 @@ class SocketTransport:
         self._is_closing = False
 
     # -- from the listener --
+
+    def begin(self, protocol: asyncio.Protocol) -> None:
+        self._protocol = protocol
+        protocol.connection_made(cast(asyncio.BaseTransport, self))
 
     def on_ready(self, events: int) -> None:
         if events & _OUT and self._pending:
@@ -306,13 +310,16 @@ class SocketListener:
                 self._epoll.unregister(listening.fileno())
                 self._loop.call_later(_ACCEPT_AGAIN_S, self._accept_again, listening)
                 return
-            _set_blocking(fd, False)
-            host: str = address[0]
-            protocol = self._make(f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}")
-            transport = SocketTransport(self, fd, protocol)
-            self._transports[fd] = transport
-            self._register(fd, _IN)
-            protocol.connection_made(cast(asyncio.BaseTransport, transport))
+            self._begin(fd, address[0], address[1])
+
+    def _begin(self, fd: int, host: str, port: int) -> None:
+        _set_blocking(fd, False)
+        transport = self._transports[fd] = SocketTransport(self, fd)
+        self._register(fd, _IN)
+        try:
+            transport.begin(self._make(f"[{host}]:{port}" if ":" in host else f"{host}:{port}"))
+        except Exception as error:  # noqa: BLE001 — as in `_read`
+            transport.fail(error)
 
     def _accept_again(self, listening: ListeningSocket) -> None:
         if listening.fileno() in self._listening:

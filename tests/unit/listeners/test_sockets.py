@@ -305,10 +305,29 @@ async def test_whom_another_has_ended_in_the_same_turn_is_not_read_from() -> Non
 
 
 class Faulty(Recorder):
+    is_faulty_at_once = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if self.is_faulty_at_once:
+            raise RuntimeError("a bug")
+
     def data_received(self, data: bytes) -> None:
         if data == b"bug":
             raise RuntimeError("a bug")
         super().data_received(data)
+
+
+@in_loop
+async def test_a_bug_at_the_beginning_ends_that_connection_and_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[BaseException] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context["exception"]))
+    monkeypatch.setattr(Faulty, "is_faulty_at_once", True)
+    async with Place(Faulty) as place:
+        client = place.dial()
+        await until(lambda: place.protocols and place.protocols[0].ends)
+        assert client.recv(10) == b"" and [str(error) for error in reported] == ["a bug"]
+        client.close()
 
 
 @in_loop
