@@ -179,7 +179,8 @@ class LimitsSection(Section):
     )
     max_inflight_messages: int = key(
         _LIMITS.max_inflight_messages,
-        "Messages of QoS 1 and 2 under way to one client: sent, not yet acknowledged.",
+        "Messages of QoS 1 and 2 under way to one client: sent, not yet acknowledged. To a bridge that names a Receive "
+        "Maximum (5.0) it is that, up to our `receive_maximum`.",
         unit="messages",
         ge=1,
         le=65_535,

@@ -33,7 +33,8 @@ class Limits:
     max_message_memory: int = 128_000_000
 
     # messages at QoS 1 and 2 that are sent and not yet acknowledged, per session: the window of a
-    # client that names no Receive Maximum (every 3.1.1 client). Mosquitto: 20; EMQX: 32.
+    # client that names no Receive Maximum (every 3.1.1 client). Mosquitto: 20; EMQX: 32. A bridge that names one may
+    # have `receive_maximum`: see `admission.greet`.
     max_inflight_messages: int = 20
 
     # messages at QoS 1 and 2 that a client may send without our acknowledgement (5.0 Receive Maximum).
