@@ -21,6 +21,9 @@ _WRITE_BYTES = 512
 _ANSWER_S = 6.0
 # Ctrl-C is lost on a board that is just starting (ESP32 takes 0.6 s, RP2 up to 3 with its radio), so it comes again.
 _ATTEMPT_S = 1.5
+# Another program may have a port for a moment: ModemManager looks at each that is plugged in, and a command that has
+# ended may still be letting go of it.
+_BUSY_S = 2.0
 # Between two bytes of an answer: a board that erases flash, or hashes a large file, is silent for a second or two.
 _RUN_S = 10.0
 
@@ -179,14 +182,22 @@ def open_port(port: str) -> Any:
         from mpremote.transport_serial import SerialTransport
     except ImportError:
         raise BoardError("this needs mpremote: pip install 'midge[boards]'") from None
-    try:
-        serial.serial_for_url(port, do_not_open=True)
-        return SerialTransport(port, baudrate=115_200)
-    except (TransportError, OSError, ValueError):
-        raise BoardError(_why_closed(port)) from None
+    until = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            serial.serial_for_url(port, do_not_open=True)
+            return SerialTransport(port, baudrate=115_200)
+        except (TransportError, OSError, ValueError):
+            if why := _why_closed(port):
+                raise BoardError(why) from None
+            if time.monotonic() > until:
+                busy = "another program may have it (a broker, a terminal)"
+                raise BoardError(f"{port}: can't be opened as a serial port; {busy}") from None
+        time.sleep(0.05)
 
 
 def _why_closed(port: str) -> str:
+    """"": it isn't; it can be opened, though not by us alone."""
     import errno
     import os
 
@@ -200,7 +211,7 @@ def _why_closed(port: str) -> str:
         if error.errno == errno.EACCES:
             return f"{port}: you may not open it: sudo usermod -aG dialout $USER, then log in again"
         return f"{port}: {error.strerror}"
-    return f"{port}: can't be opened as a serial port; another program may have it (a broker, a terminal)"
+    return ""
 
 
 def _last_line(traceback: str) -> str:
