@@ -140,7 +140,7 @@ class Pacer:
     def __init__(self, per_second: float, clock: "Callable[[], float]" = time.monotonic) -> None:
         self._interval_s = 1 / per_second if per_second else 0.0
         self._clock = clock
-        self._next_at = 0.0
+        self._next_at = clock()
 
     def wait_s(self) -> float:
         """Seconds until then; 0 if now."""
