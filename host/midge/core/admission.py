@@ -46,17 +46,18 @@ class Exchange:
 
 def count_in(broker: Broker, connection: Connection) -> None:
     """A new connection is counted, and refused if there are too many."""
-    count, limit = len(broker.connections), broker.limits.max_connections
-    if count > limit:
-        bound(connection, "max_connections", count, limit, ReasonCode.SERVER_BUSY)
-    count, limit = broker.by_address.add(connection.address), broker.limits.max_connections_per_address
-    if count > limit:
-        bound(connection, "max_connections_per_address", count, limit, ReasonCode.QUOTA_EXCEEDED)
+    limits = broker.limits
+    bound(connection, "max_connections", len(broker.connections), limits.max_connections, ReasonCode.SERVER_BUSY)
+    count = broker.by_address.add(connection.address)
+    limit = limits.max_connections_per_address
+    bound(connection, "max_connections_per_address", count, limit, ReasonCode.QUOTA_EXCEEDED)
 
 
 def bound(connection: Connection, name: str, count: int, limit: int, reason: ReasonCode) -> None:
-    """With a new connection there are more than *limit*: its CONNECT is answered with that. Past twice the limit it is
-    closed unread: those that send no CONNECT must not take all file descriptors until it is due."""
+    """If with a new connection there are more than *limit*, its CONNECT is answered with that. Past twice the
+    limit it is closed unread: those that send no CONNECT must not take all file descriptors until it is due."""
+    if count <= limit:
+        return
     if connection.refusal is None:
         connection.broker.counters.meet(name)
         connection.refusal = reason, f"{name} ({limit}) is reached"

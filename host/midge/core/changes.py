@@ -183,10 +183,23 @@ class Changes:
         """There is something in the batch that output may rest on. What receivers have acknowledged is so only if it
         was a durable queue's: forgotten in a crash, QoS 1 comes again as a duplicate (5.0 §4.3.2), and of QoS 2 only
         PUBREL."""
+        return bool(self._new) or self._has_more_than_messages
+
+    @property
+    def may_be_done_soon(self) -> bool:
+        """Output rests on nothing but messages, and the first of them is under way to its receiver: it may be
+        acknowledged before a disk could have kept it."""
+        if self._has_more_than_messages:
+            return False
+        first = next(iter(self._new), None)
+        return first is not None and first.packet_id > 0 and first.qos == 1
+
+    @property
+    def _has_more_than_messages(self) -> bool:
+        """Of what output may rest on."""
         batch = self._batch
         return bool(
-            self._new
-            or self.is_done_needed
+            self.is_done_needed
             or self._states
             or self._retained
             or batch.received
@@ -197,18 +210,6 @@ class Changes:
             or self._kept
             or batch.positions
         )
-
-    @property
-    def may_be_done_soon(self) -> bool:
-        """Output rests on nothing but messages, and the first of them is under way to its receiver: it may be
-        acknowledged before a disk could have kept it."""
-        batch = self._batch
-        if self.is_done_needed or self._states or self._retained or self._kept or batch.received or batch.positions:
-            return False
-        if batch.sessions or batch.subscriptions or batch.wills or batch.ended:
-            return False
-        first = next(iter(self._new), None)
-        return first is not None and first.packet_id > 0 and first.qos == 1
 
     @property
     def is_overdue(self) -> bool:

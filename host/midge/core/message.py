@@ -105,11 +105,10 @@ class Message:
             None if expiry_s is None else now + expiry_s,
         )
 
-    def set_properties(self, properties: Properties, encoded: bytes = b"") -> None:
-        """Other properties from now on: what was encoded with the former ones is not sent any more. *encoded*: the same
-        as 5.0 has them, by who knows."""
+    def set_properties(self, properties: Properties) -> None:
+        """Other properties from now on: what was encoded with the former ones is not sent any more."""
         self.properties = properties
-        self._encoded = encoded
+        self._encoded = b""
         self._form = -1
         self._other_parts = None
 

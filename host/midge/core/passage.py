@@ -249,18 +249,12 @@ def _find(message: Message) -> str | None:
 
 
 def _set(message: Message, value: str) -> None:
-    properties = message.properties
-    pairs = [] if properties is None else properties.get("user_property", [])
-    if properties is None or (len(properties) == 1 and len(pairs) == 1 and pairs[0][0] == MARK):
-        message.set_properties({"user_property": [(MARK, value)]}, _encoded(value))  # mostly it has nothing else
-        return
-    others = [pair for pair in pairs if pair[0] != MARK]
+    properties = message.properties or {}
+    others = [pair for pair in properties.get("user_property", ()) if pair[0] != MARK]
     message.set_properties({**properties, "user_property": [*others, (MARK, value)]})
 
 
 def _encoded(value: str) -> bytes:
-    """The properties of a PUBLISH that has nothing but a mark."""
-    encoded = value.encode()
-    size = len(encoded)
-    field = _MARK_NAME + bytes((size >> 8, size & 0xFF)) + encoded
+    """What `encode_properties` makes of a mark alone, in two thirds of the time."""
+    field = _MARK_NAME + encode_string(value)
     return encode_variable_integer(len(field)) + field

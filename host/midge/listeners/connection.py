@@ -74,9 +74,9 @@ class ClientConnection:
         self._core = self._broker.open(address, self, now, access, self.door.limits)
         self._broker.counters.sockets += 1
         self.door.connections += 1
-        count, limit = self.door.connections, self.door.max_connections
-        if limit is not None and count > limit:
-            admission.bound(self._core, "max_connections", count, limit, ReasonCode.SERVER_BUSY)
+        limit = self.door.max_connections
+        if limit is not None:
+            admission.bound(self._core, "max_connections", self.door.connections, limit, ReasonCode.SERVER_BUSY)
 
     def data_received(self, data: bytes) -> None:
         core = self._core
