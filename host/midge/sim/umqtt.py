@@ -32,7 +32,9 @@ def fetch(cache: Path) -> Path:
     if hashlib.sha256(archive.read_bytes()).hexdigest() != SHA256:
         raise BoardError(f"{archive} is not what it was")
     with tarfile.open(archive) as opened:
-        opened.extractall(cache, filter="data")
+        # Python before 3.11.4 (Debian 12 has 3.11.2) knows no filters, nor needs one: we know the archive by its hash.
+        opened.extraction_filter = getattr(tarfile, "data_filter", None)
+        opened.extractall(cache)
     return unpacked
 
 
